@@ -1,0 +1,60 @@
+# `make` alone prints this help.
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+LISTEN ?= 127.0.0.1:50051
+MODELS ?= models/zoo
+
+SERVE := $(VENV)/.serve
+DEV := $(VENV)/.dev
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(SERVE): pyproject.toml hatch_build.py $(wildcard proto/cellar_proto/v1/*.proto) | $(BIN)/python
+	$(PIP) -e '.[client,score,server]'
+	@touch $@
+
+$(DEV): $(SERVE)
+	$(PIP) torch==2.13.0
+	$(PIP) -e '.[client,score,server,models,dev]'
+	@touch $@
+
+.PHONY: help demo test test-all serve train lint check proto bench clean
+
+help: ## print this help
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+demo: $(SERVE) ## install without torch, serve the zoo, run all four modes, stream, fork, generate, score
+	$(BIN)/python -m benchmarks.demo
+
+test: $(DEV) lint ## lint and the default tests (under 10 minutes on two cores)
+	$(BIN)/python -m pytest
+
+test-all: $(DEV) lint ## all tests, the long ones too
+	$(BIN)/python -m pytest -m ''
+
+serve: $(SERVE) ## serve models/zoo on 127.0.0.1:50051 (LISTEN=HOST:PORT, MODELS=FOLDER)
+	$(BIN)/cellar-server --listen $(LISTEN) --models $(MODELS)
+
+train: $(DEV) ## train, export and verify every zoo model again (CELLAR_DATA names the data folder)
+	for name in digits sentiment describe forecast; do $(BIN)/cellar-models train $$name && $(BIN)/cellar-models export $$name || exit 1; done
+
+lint: $(DEV) ## style, types and the one-way imports
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-cache
+
+check: lint test demo ## everything a change must pass
+
+proto: | $(BIN)/python ## generate the stubs again after an edit of a .proto file
+	$(PIP) grpcio-tools==1.76.0 'hatchling>=1.27'
+	$(BIN)/python hatch_build.py
+
+bench: $(DEV) ## measure, beside the ceilings, in one run
+	$(BIN)/python -m benchmarks
+
+clean: ## remove the virtual environment and the generated stubs
+	rm -rf $(VENV) proto/cellar_proto/v1/*_pb2*
