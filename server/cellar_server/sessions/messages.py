@@ -1,0 +1,156 @@
+"""What goes into an engine and what comes out. Plain data: `to` is the asker's own object, carried through untouched."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from cellar_proto.v1.inference_pb2 import Frame
+from cellar_proto.v1.sampling_pb2 import FinishReason
+
+from cellar_server.errors import CellarError
+from cellar_server.sampling.sampler import Options
+
+
+@dataclass(slots=True)
+class FrameRequest:
+    """Chunks of sessions that stream `stream` holds handles of; answered by AnswerReply and FrameReply."""
+
+    to: Any
+    stream: int
+    frame: Frame
+
+
+@dataclass(slots=True)
+class PredictRequest:
+    """Whole sequences from the start state; answered by one PredictReply.
+
+    lengths: steps (bytes, for text) of each sequence [N]; data: the packed values; all_emissions: every emission of a
+    sequence, else the last one; deadline_s: on the engine's clock, 0 for none.
+    """
+
+    to: Any
+    lengths: list[int]
+    dtype: int
+    shape: list[int]
+    data: bytes
+    all_emissions: bool
+    deadline_s: float = 0.0
+    is_bulk: bool = False
+
+
+@dataclass(slots=True)
+class GenerateRequest:
+    """One generation; answered by GenerateReply, the last of which has `finish` or `error`.
+
+    text or condition: what primes it (raw text for a codec; numbers [...] otherwise); session_id: keep it under this
+    id; position: emissions the caller holds already; credits: emissions that may be made before the asker must say
+    `Credit` (so that a slow reader stops its own generation only).
+    """
+
+    to: Any
+    text: bytes
+    condition: bytes
+    options: Options
+    session_id: str = ""
+    position: int = 0
+    deadline_s: float = 0.0
+    credits: int = 32
+
+
+@dataclass(slots=True)
+class Credit:
+    """The reader of a generation took in `count` more emissions: as many more may be made."""
+
+    to: Any
+    count: int
+
+
+@dataclass(slots=True)
+class Cancel:
+    """The asker of a predict or a generation is gone: drop it."""
+
+    to: Any
+
+
+@dataclass(slots=True)
+class StreamClosed:
+    """Stream `stream` is gone: its handles are void; with is_cancelled its chunks not yet begun are dropped."""
+
+    stream: int
+    is_cancelled: bool
+
+
+@dataclass(slots=True)
+class Call:
+    """Runs `function(sessions)` on the engine's thread between two runs; answered by one CallReply."""
+
+    to: Any
+    function: Callable[[Any], Any]
+
+
+@dataclass(slots=True)
+class AnswerReply:
+    """Rows that one run finished (or that were refused) for one stream. Columns are [M]; errors by place in them.
+
+    outputs: float32 [sum(lengths), ...].
+    """
+
+    to: Any
+    frame_ids: list[int]
+    handles: list[int]
+    starts: list[int]
+    positions: list[int]
+    lengths: list[int]
+    outputs: np.ndarray
+    errors: list[tuple[int, CellarError]] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class FrameReply:
+    """A frame that could not be read at all."""
+
+    to: Any
+    frame_id: int
+    error: CellarError
+
+
+@dataclass(slots=True)
+class PredictReply:
+    """lengths: emissions of each sequence [N]; outputs: float32 [sum(lengths), ...]; errors by sequence; `error`: the
+    whole call failed."""
+
+    to: Any
+    lengths: list[int]
+    outputs: np.ndarray | None
+    errors: list[tuple[int, CellarError]] = field(default_factory=list)
+    error: CellarError | None = None
+
+
+@dataclass(slots=True)
+class GenerateReply:
+    """Emissions from `position` on. `finish` other than 0, or `error`: this was the last reply."""
+
+    to: Any
+    ids: list[int]
+    log_probabilities: list[float]
+    text: bytes
+    position: int
+    seed: int
+    finish: FinishReason = FinishReason.FINISH_REASON_UNSPECIFIED
+    error: CellarError | None = None
+
+
+@dataclass(slots=True)
+class CallReply:
+    """What the function of a Call returned, or the error that it raised."""
+
+    to: Any
+    value: Any = None
+    error: CellarError | None = None
+
+
+Request = FrameRequest | PredictRequest | GenerateRequest | Credit | Cancel | StreamClosed | Call
+Reply = AnswerReply | FrameReply | PredictReply | GenerateReply | CallReply
