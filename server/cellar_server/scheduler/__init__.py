@@ -1,0 +1,1 @@
+"""Rows of work and the runs made of them. Knows no gRPC and no session."""

@@ -1,0 +1,206 @@
+"""The engine's thread: takes requests, runs, delivers replies. Woken, never polling."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import secrets
+import threading
+import time
+from collections.abc import Callable
+
+from cellar_proto.v1.models_pb2 import Counters
+from cellar_proto.v1.reason_pb2 import Reason
+
+from cellar_server.config import Config
+from cellar_server.errors import CellarError
+from cellar_server.scheduler.policy import Cost
+from cellar_server.sessions.core import new_error_id
+from cellar_server.sessions.directory import Directory
+from cellar_server.sessions.messages import (
+    Call,
+    CallReply,
+    FrameReply,
+    FrameRequest,
+    GenerateReply,
+    GenerateRequest,
+    PredictReply,
+    PredictRequest,
+    Reply,
+    Request,
+)
+from cellar_server.sessions.sessions import Sessions
+from cellar_server.zoo import Model
+
+log = logging.getLogger("cellar_server.engine")
+
+# Requests taken in before the next run at most, so that a flood of them cannot hold up the runs.
+MAX_BATCH = 4096
+
+
+class Engine:
+    """One served model version. `post` from any thread; replies come through `deliver`, on the engine's thread, all
+    of one cycle at once."""
+
+    def __init__(
+        self,
+        model: Model,
+        config: Config,
+        directory: Directory,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        cost: Cost | None = None,
+    ) -> None:
+        self.model = model
+        self.manifest = model.manifest
+        self.name: str = model.manifest.name
+        self.version: int = model.manifest.version
+        self._clock = clock
+        self._sessions = Sessions(
+            model,
+            config,
+            directory,
+            directory.add_engine(self),
+            clock=clock,
+            cost=cost or Cost.measure(model.runtime),
+            first_ticket=secrets.randbits(32),
+        )
+        self._inbox: queue.SimpleQueue[Request | None] = queue.SimpleQueue()
+        self._deliver: Callable[[list[Reply]], None] = lambda replies: None
+        self._thread = threading.Thread(target=self._main, name=f"engine-{self.name}", daemon=True)
+        self._stop_at: float | None = None
+        self._dead: CellarError | None = None
+
+    @property
+    def is_healthy(self) -> bool:
+        """False once the thread died of a fault."""
+        return self._dead is None
+
+    @property
+    def queue_rows(self) -> int:
+        """Rows that wait or run."""
+        return self._sessions.core.work.num_used
+
+    def start(self, deliver: Callable[[list[Reply]], None]) -> None:
+        """Starts the thread."""
+        self._deliver = deliver
+        self._thread.start()
+
+    def post(self, request: Request) -> None:
+        """Hands a request over; never blocks. After the thread's end it is answered with an error at once."""
+        self._inbox.put(request)
+        if not self._thread.is_alive() and self._thread.ident is not None:
+            self._refuse_inbox()
+
+    def stop(self, drain_s: float) -> None:
+        """Refuses new work, finishes what was accepted for up to `drain_s` seconds, and ends the thread."""
+        if not self._thread.is_alive():
+            return
+        self._stop_at = self._clock() + drain_s
+        self._inbox.put(None)
+        self._thread.join(drain_s + 5)
+
+    def counters(self) -> Counters:
+        """Exact counts since the model was loaded."""
+        core = self._sessions.core
+        counts = core.counts
+        return Counters(
+            runs=counts.runs,
+            prime_runs=counts.prime_runs,
+            steps=counts.steps,
+            padded_steps=counts.padded_steps,
+            rows=counts.rows,
+            chunks=counts.chunks,
+            chunks_replayed=counts.chunks_replayed,
+            chunks_failed=counts.chunks_failed,
+            sessions_live=core.table.num_open,
+            sessions_opened=counts.sessions_opened,
+            sessions_expired=counts.sessions_expired,
+            stored_answer_bytes=core.answers.num_bytes,
+            twin_steps=getattr(self.model.runtime, "twin_steps", 0),
+        )
+
+    # -- the thread ----------------------------------------------------------------------------------------------
+
+    def _main(self) -> None:
+        try:
+            self._loop()
+        except Exception:
+            self._die()
+
+    def _loop(self) -> None:
+        sessions = self._sessions
+        expire_at = 0.0
+        while True:
+            sessions.admit(self._take(sessions.has_ready, expire_at))
+            if sessions.has_ready:
+                sessions.run()
+            if self._clock() >= expire_at:
+                expire_at = sessions.expire()
+            self._send(sessions.take_replies())
+            if self._stop_at is not None:
+                sessions.core.is_draining = True
+                if sessions.is_idle and self._inbox.empty():
+                    return
+                if self._clock() >= self._stop_at:
+                    sessions.fail_all(CellarError(Reason.SHUTTING_DOWN, "the server is stopping", retry_after_ms=1000))
+                    self._send(sessions.take_replies())
+                    return
+
+    def _take(self, has_ready: bool, expire_at: float) -> list[Request]:
+        """What is in the inbox; without work it waits for a request, a limit or the end of draining."""
+        requests: list[Request] = []
+        try:
+            if not has_ready:
+                # what opened since the last scan can expire no sooner than a second from then
+                until = min(expire_at, self._clock() + 1.0) if self._sessions.core.table.num_open else None
+                if self._stop_at is not None:
+                    until = min(self._stop_at, until or self._stop_at)
+                wait = None if until is None else max(0.0, until - self._clock())
+                first = self._inbox.get(timeout=wait)
+                if first is not None:
+                    requests.append(first)
+            while len(requests) < MAX_BATCH:
+                request = self._inbox.get_nowait()
+                if request is not None:
+                    requests.append(request)
+        except queue.Empty:
+            pass
+        return requests
+
+    def _send(self, replies: list[Reply]) -> None:
+        if replies:
+            self._deliver(replies)
+
+    def _die(self) -> None:
+        """A fault of the engine itself: everything that waits is answered, and health says so."""
+        error_id = new_error_id()
+        log.exception("the engine of model %s died [%s]", self.name, error_id)
+        self._dead = CellarError(
+            Reason.INTERNAL, f"the model's engine failed; the log has the fault as {error_id}", error_id=error_id
+        )
+        try:
+            self._sessions.fail_all(self._dead)
+        except Exception:
+            log.exception("the dead engine of model %s could not answer all [%s]", self.name, error_id)
+        self._send(self._sessions.take_replies())
+        self._refuse_inbox()
+
+    def _refuse_inbox(self) -> None:
+        """Answers what came after the thread's end."""
+        error = self._dead or CellarError(Reason.SHUTTING_DOWN, "the server is stopping", retry_after_ms=1000)
+        replies: list[Reply] = []
+        try:
+            while True:
+                match self._inbox.get_nowait():
+                    case FrameRequest(to=to, frame=frame):
+                        replies.append(FrameReply(to, frame.frame_id, error))
+                    case PredictRequest(to=to):
+                        replies.append(PredictReply(to, [], None, error=error))
+                    case GenerateRequest(to=to, position=position, options=options):
+                        replies.append(GenerateReply(to, [], [], b"", position, options.seed, error=error))
+                    case Call(to=to):
+                        replies.append(CallReply(to, error=error))
+        except queue.Empty:
+            pass
+        self._send(replies)

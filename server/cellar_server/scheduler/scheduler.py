@@ -1,0 +1,96 @@
+"""The ready queue: whose turn it is, and the runs made of it."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from cellar_server.runtime.base import Runtime
+from cellar_server.scheduler.policy import Cost, choose
+from cellar_server.scheduler.work import Kind, Work
+
+# A bulk row that was ready during this many runs is taken like an interactive one.
+BULK_PATIENCE = 8
+
+
+class Scheduler:
+    """Ready rows of work in order of turn: a row that ran goes to the back, interactive rows go before bulk ones."""
+
+    def __init__(
+        self,
+        work: Work,
+        runtime: Runtime,
+        cost: Cost,
+        *,
+        max_rows: int,
+        budget_s: float,
+        is_exact: bool = False,
+    ) -> None:
+        self.work = work
+        self.runtime = runtime
+        self.cost = cost
+        self.max_rows = max_rows
+        self.budget_s = budget_s
+        self.is_exact = is_exact
+        self._ready = np.zeros(0, np.int64)
+
+    @property
+    def has_ready(self) -> bool:
+        return len(self._ready) > 0
+
+    @property
+    def ready(self) -> np.ndarray:
+        """The ready rows in order of turn, int64 [n]."""
+        return self._ready
+
+    @property
+    def num_ready(self) -> int:
+        return len(self._ready)
+
+    def add(self, rows: np.ndarray) -> None:
+        """Rows [n] become ready, behind those that are."""
+        self._ready = np.concatenate([self._ready, rows]) if len(self._ready) else rows
+
+    def remove(self, rows: np.ndarray) -> None:
+        """Rows [n] are ready no more."""
+        self._ready = self._ready[~np.isin(self._ready, rows)]
+
+    def take_late(self, now: float) -> np.ndarray:
+        """Removes and returns the ready rows whose deadline has passed."""
+        late = self.work.deadline[self._ready] <= now
+        if not late.any():
+            return self._ready[:0]
+        rows = self._ready[late]
+        self._ready = self._ready[~late]
+        return rows
+
+    def next(self) -> tuple[np.ndarray, int]:
+        """The next run: rows of work [batch], removed from the queue, and its steps. Something must be ready."""
+        work, ready = self.work, self._ready
+        if work.is_bulk[ready].any():
+            waits = work.is_bulk[ready] & (work.waited[ready] < BULK_PATIENCE) & ~work.passed[ready]
+            ready = np.concatenate([ready[~waits], ready[waits]])
+        remaining = work.steps[ready] - work.done[ready]
+        remaining[work.kind[ready] == Kind.GENERATION] = 1
+        places, q = choose(
+            remaining,
+            work.passed[ready],
+            self.cost,
+            max_rows=self.max_rows,
+            budget_s=self.budget_s,
+            is_exact=self.is_exact,
+        )
+        rows = ready[places]
+        if len(rows) == len(ready):
+            self._ready = ready[:0]
+            work.passed[rows] = False
+            return rows, q
+        stays = np.ones(len(ready), np.bool_)
+        stays[places] = False
+        left = ready[stays]
+        work.waited[left] += 1
+        # passed over: it was its turn, but q was more than it had
+        work.passed[left] = (np.flatnonzero(stays) < self.max_rows) & (remaining[stays] < q)
+        work.passed[rows] = False
+        work.waited[rows] = 0
+        self._ready = left
+        return rows, q

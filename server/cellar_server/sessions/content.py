@@ -1,0 +1,80 @@
+"""Checks of what callers send: sizes, dtypes, values."""
+
+from __future__ import annotations
+
+import numpy as np
+from cellar_proto.v1.reason_pb2 import Reason
+from cellar_proto.v1.tensor_pb2 import DataType
+
+from cellar_server.errors import CellarError
+from cellar_server.zoo import Model
+
+NAMES = {
+    DataType.FLOAT32: "float32",
+    DataType.INT64: "int64",
+    DataType.INT16: "int16",
+    DataType.UINT8: "uint8",
+    DataType.TEXT: "text",
+}
+
+
+class Content:
+    """How a model's input looks on the wire: dtype, shape of one unit, bytes of one unit."""
+
+    def __init__(self, model: Model) -> None:
+        self.is_text = model.text is not None
+        self.wire_dtype = DataType.TEXT if self.is_text else model.manifest.input.dtype
+        self.unit_shape = () if self.is_text else tuple(model.runtime.input_shape)
+        self.dtype = np.dtype(np.uint8) if self.is_text else np.dtype(model.runtime.input_dtype)
+        self.unit_bytes = self.dtype.itemsize * int(np.prod(self.unit_shape, dtype=np.int64))
+        self.vocabulary = 0 if self.is_text else model.manifest.input.vocabulary
+
+    def check(self, dtype: int, shape: list[int], num_bytes: int, total: int) -> None:
+        """CellarError DTYPE_MISMATCH or SHAPE_MISMATCH unless a tensor holds `total` units of the model's input."""
+        if dtype not in (DataType.DATA_TYPE_UNSPECIFIED, self.wire_dtype):
+            raise CellarError(
+                Reason.DTYPE_MISMATCH,
+                f"the model takes {NAMES[self.wire_dtype]}, not {NAMES.get(dtype, f'dtype {dtype}')}",
+            )
+        expected = [total, *self.unit_shape]
+        if shape and list(shape) != expected:
+            raise CellarError(
+                Reason.SHAPE_MISMATCH, f"inputs have shape {list(shape)}; lengths and model make it {expected}"
+            )
+        if num_bytes != total * self.unit_bytes:
+            raise CellarError(
+                Reason.SHAPE_MISMATCH,
+                f"inputs are {num_bytes} bytes; {NAMES[self.wire_dtype]} {expected} is {total * self.unit_bytes}",
+            )
+
+    def array(self, data: bytes, total: int) -> np.ndarray:
+        """The units [total, ...] in place."""
+        return np.frombuffer(data, self.dtype, total * self.unit_bytes // self.dtype.itemsize).reshape(
+            total, *self.unit_shape
+        )
+
+    def bad_rows(self, values: np.ndarray, lengths: np.ndarray) -> list[tuple[int, CellarError]]:
+        """Chunks with values that the model cannot take: NaN, infinities, ids outside the vocabulary.
+
+        values: the packed units [sum(lengths), ...]; lengths: [N], none 0.
+        """
+        if values.dtype.kind == "f":
+            # the sum is finite wherever all values are and are not huge: one pass without a temporary
+            if np.isfinite(values.sum(dtype=np.float64)):
+                return []
+            good, reason = np.isfinite(values), Reason.NON_FINITE_INPUT
+            text = "the chunk holds NaN or an infinity at step {}"
+        elif self.vocabulary:
+            good, reason = (values >= 0) & (values < self.vocabulary), Reason.OUT_OF_VOCABULARY
+            text = f"the chunk holds an id outside 0..{self.vocabulary - 1} at step {{}}"
+        else:
+            return []
+        if good.all():
+            return []
+        bad_units = np.flatnonzero(~good.reshape(len(values), -1).all(axis=1))
+        ends = np.cumsum(lengths)
+        chunks = np.searchsorted(ends, bad_units, side="right")
+        first: dict[int, int] = {}
+        for chunk, unit in zip(chunks.tolist(), bad_units.tolist(), strict=True):
+            first.setdefault(chunk, unit - int(ends[chunk] - lengths[chunk]))
+        return [(chunk, CellarError(reason, text.format(step))) for chunk, step in first.items()]

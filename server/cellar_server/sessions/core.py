@@ -1,0 +1,124 @@
+"""What the parts of one model's sessions share."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+from cellar_proto.v1.manifest_pb2 import Mode
+from cellar_proto.v1.reason_pb2 import Reason
+
+from cellar_server.config import Config
+from cellar_server.errors import CellarError
+from cellar_server.scheduler.scheduler import Scheduler
+from cellar_server.scheduler.work import Work
+from cellar_server.sessions.answers import Answers
+from cellar_server.sessions.directory import Directory
+from cellar_server.sessions.messages import Reply
+from cellar_server.sessions.table import Table
+from cellar_server.zoo import Model
+
+# What a refused caller is told to wait where nothing better is known.
+RETRY_AFTER_MS = 50
+
+
+@dataclass(slots=True)
+class Counts:
+    """Exact counts since the model was loaded (see Counters in the contract)."""
+
+    runs: int = 0
+    prime_runs: int = 0
+    steps: int = 0
+    padded_steps: int = 0
+    rows: int = 0
+    chunks: int = 0
+    chunks_replayed: int = 0
+    chunks_failed: int = 0
+    sessions_opened: int = 0
+    sessions_expired: int = 0
+
+
+@dataclass(slots=True)
+class Core:
+    """One model's table, work and stored answers; only its engine's thread touches them."""
+
+    model: Model
+    config: Config
+    directory: Directory
+    number: int
+    clock: Callable[[], float]
+    work: Work
+    scheduler: Scheduler
+    table: Table
+    answers: Answers
+    counts: Counts = field(default_factory=Counts)
+    replies: list[Reply] = field(default_factory=list)
+    is_draining: bool = False
+
+    @property
+    def output_shape(self) -> tuple[int, ...]:
+        return self.model.runtime.output_shape
+
+    @property
+    def max_chunk(self) -> int:
+        """Steps (bytes, for text) in one chunk."""
+        return min(self.config.max_chunk, self.model.manifest.max_chunk or self.config.max_chunk)
+
+    @property
+    def can_hold_sessions(self) -> bool:
+        manifest = self.model.manifest
+        return not manifest.is_whole_only and manifest.mode != Mode.ONE_TO_MANY
+
+    def no_outputs(self) -> np.ndarray:
+        """float32 [0, ...]"""
+        return np.zeros((0, *self.output_shape), np.float32)
+
+    def check_open(self) -> None:
+        """CellarError SHUTTING_DOWN once the engine drains."""
+        if self.is_draining:
+            raise CellarError(Reason.SHUTTING_DOWN, "the server is stopping", retry_after_ms=1000)
+
+    def check_room(self, rows: int, num_bytes: int) -> None:
+        """CellarError OVERLOADED where the queue has no place for so many rows of work and input bytes."""
+        if rows > self.work.num_free or self.work.num_lot_bytes + num_bytes > self.config.max_queue_bytes:
+            raise self.overloaded()
+
+    def overloaded(self) -> CellarError:
+        """OVERLOADED with the time that the queued work is expected to take."""
+        waiting = self.work.num_used
+        cost = self.scheduler.cost
+        delay_ms = int(1000 * waiting * (cost.per_cell + cost.base / self.config.max_rows_per_run)) + RETRY_AFTER_MS
+        return CellarError(
+            Reason.OVERLOADED, f"{waiting} rows are waiting for this model", retry_after_ms=min(delay_ms, 10_000)
+        )
+
+    def open_slot(self, key: str | bytes, max_idle_s: float, max_age_s: float) -> int:
+        """A new session's slot from the start state; CellarError SESSION_EXISTS, OVERLOADED, INVALID_REQUEST."""
+        for limit in (max_idle_s, max_age_s):
+            if not 0 <= limit < 1e9:
+                raise CellarError(Reason.INVALID_REQUEST, "a session's limits are seconds, 0 or more")
+        if not self.table.has_room:
+            raise CellarError(
+                Reason.OVERLOADED,
+                f"the model has its limit of {self.table.capacity} sessions",
+                retry_after_ms=1000,
+            )
+        if not self.directory.claim(key, self.number, self.table.next_slot()):
+            raise CellarError(Reason.SESSION_EXISTS, "a session of this id is open")
+        slot = self.table.open(
+            key,
+            self.model.runtime.start,
+            self.clock(),
+            max_idle_s or self.config.max_idle_s,
+            max_age_s or self.config.max_age_s,
+        )
+        self.answers.reset(slot)
+        self.counts.sessions_opened += 1
+        return slot
+
+
+def new_error_id() -> str:
+    """Under which a fault stands in the log."""
+    return secrets.token_hex(6)

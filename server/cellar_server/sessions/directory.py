@@ -1,0 +1,124 @@
+"""All sessions of the process by id: which engine holds one, and why one is gone."""
+
+from __future__ import annotations
+
+import heapq
+import re
+import secrets
+import threading
+from collections import OrderedDict
+from typing import Any
+
+from cellar_proto.v1.reason_pb2 import Reason
+
+from cellar_server.errors import CellarError
+
+_HEX = re.compile(r"[0-9a-f]{32}")
+_SLOT_BITS = 40
+# How many closed sessions are remembered with the reason of their end.
+MAX_ENDED = 10_000
+
+
+def key_of(id: str) -> str | bytes:
+    """What a session is kept under: 128-bit ids as 16 bytes, which takes half the memory of their 32 digits."""
+    return bytes.fromhex(id) if _HEX.fullmatch(id) else id
+
+
+def id_of(key: str | bytes) -> str:
+    return key if isinstance(key, str) else key.hex()
+
+
+def mint() -> str:
+    """128 random bits as 32 hexadecimal digits."""
+    return secrets.token_hex(16)
+
+
+def check_id(id: str) -> None:
+    """CellarError INVALID_REQUEST unless `id` is 1 to 128 printable ASCII characters."""
+    if not (1 <= len(id) <= 128 and id.isascii() and id.isprintable()):
+        raise CellarError(Reason.INVALID_REQUEST, "a session id is 1 to 128 printable ASCII characters")
+
+
+class Directory:
+    """Ids of open sessions, and the ends of the last closed ones. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._engines: list[Any] = []
+        self._places: dict[str | bytes, int] = {}
+        self._ended: OrderedDict[str | bytes, tuple[CellarError, Any]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def add_engine(self, engine: Any) -> int:
+        """Registers an engine; its number for `claim`."""
+        with self._lock:
+            self._engines.append(engine)
+            return len(self._engines) - 1
+
+    def claim(self, key: str | bytes, engine: int, slot: int) -> bool:
+        """Takes an id for a slot of an engine; False where it is taken."""
+        place = engine << _SLOT_BITS | slot
+        if self._places.setdefault(key, place) != place:
+            return False
+        if self._ended:
+            with self._lock:
+                self._ended.pop(key, None)
+        return True
+
+    def slot_of(self, id: str, engine: int) -> int:
+        """Slot of a session of this engine; CellarError SESSION_NOT_FOUND, SESSION_EXPIRED, SESSION_CLOSED."""
+        place = self._place(id)
+        if place >> _SLOT_BITS != engine:
+            raise CellarError(Reason.SESSION_NOT_FOUND, f"session {id!r} is a session of another model")
+        return place & ((1 << _SLOT_BITS) - 1)
+
+    def engine_of(self, id: str) -> Any:
+        """The engine that holds a session; CellarError SESSION_NOT_FOUND, SESSION_EXPIRED, SESSION_CLOSED."""
+        return self._engines[self._place(id) >> _SLOT_BITS]
+
+    def has(self, id: str) -> bool:
+        return key_of(id) in self._places
+
+    def _place(self, id: str) -> int:
+        key = key_of(id)
+        place = self._places.get(key)
+        if place is None:
+            ended = self._ended.get(key)
+            if ended is not None:
+                error = ended[0]
+                raise CellarError(error.reason, error.message)
+            raise CellarError(Reason.SESSION_NOT_FOUND, f"there is no session {id!r}")
+        return place
+
+    def release(self, key: str | bytes, error: CellarError, receipt: Any = None) -> None:
+        """Frees an id and remembers why; `receipt` answers a repeated close."""
+        self._places.pop(key, None)
+        with self._lock:
+            self._ended[key] = (error, receipt)
+            if len(self._ended) > MAX_ENDED:
+                self._ended.popitem(last=False)
+
+    def receipt_of(self, id: str) -> Any:
+        """What `release` kept for a closed session, or None."""
+        ended = self._ended.get(key_of(id))
+        return None if ended is None else ended[1]
+
+    def engine_that_closed(self, id: str) -> Any:
+        """The engine whose receipt a closed session left, or None."""
+        receipt = self.receipt_of(id)
+        return None if receipt is None else self._engines[receipt[0]]
+
+    def ids(self, after: str, limit: int, model: str | None = None) -> list[tuple[str, Any]]:
+        """Up to `limit` open sessions with their engines, in the order of their ids, from behind `after`."""
+        engines = self._engines
+        found = (
+            (id, place)
+            for key, place in list(self._places.items())
+            if (id := id_of(key)) > after and (model is None or engines[place >> _SLOT_BITS].name == model)
+        )
+        return [(id, engines[place >> _SLOT_BITS]) for id, place in heapq.nsmallest(limit, found)]
+
+    def count(self, model: str | None = None) -> int:
+        """Open sessions, of one model or of all."""
+        if model is None:
+            return len(self._places)
+        return sum(self._engines[place >> _SLOT_BITS].name == model for place in list(self._places.values()))

@@ -1,0 +1,352 @@
+"""Generations: the emission is fed back as the next input, one step a run, beside everybody else's rows."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import numpy as np
+from cellar_proto.v1.manifest_pb2 import Mode
+from cellar_proto.v1.reason_pb2 import Reason
+from cellar_proto.v1.sampling_pb2 import FinishReason
+
+from cellar_server.errors import CellarError
+from cellar_server.sampling.sampler import sample
+from cellar_server.scheduler.work import Kind
+from cellar_server.sessions.content import NAMES
+from cellar_server.sessions.core import Core
+from cellar_server.sessions.directory import check_id, key_of
+from cellar_server.sessions.messages import GenerateReply, GenerateRequest
+
+# Text of the last emissions that is kept to find a stop text in.
+MAX_STOP_BYTES = 64
+
+
+@dataclass(slots=True)
+class _Generation:
+    """One generation. `work` is its row of work while it runs or waits for its reader, `slot` its session's, else -1;
+    `ids` and `log_probabilities` are all its emissions, at most the manifest's limit."""
+
+    request: GenerateRequest
+    values: dict[str, str]
+    work: int = -1
+    slot: int = -1
+    credits: int = 0
+    ids: list[int] = field(default_factory=list)
+    log_probabilities: list[float] = field(default_factory=list)
+    ending: bytes = b""
+    finish: FinishReason = FinishReason.FINISH_REASON_UNSPECIFIED
+    is_parked: bool = False
+
+
+class Generations:
+    """Takes generations in, primes them, and feeds every emission back until one ends it."""
+
+    def __init__(self, core: Core) -> None:
+        self.core = core
+        self._by_work: dict[int, _Generation] = {}
+        self._by_to: dict[int, _Generation] = {}
+        self._kept: dict[int, _Generation] = {}
+
+    # -- in ------------------------------------------------------------------------------------------------------
+
+    def admit(self, requests: list[GenerateRequest], now: float) -> None:
+        """Begins generations, or goes on with kept ones; those that begin together are primed in one run."""
+        begun: list[_Generation] = []
+        conditions: list[np.ndarray] = []
+        for request in requests:
+            try:
+                self.core.check_open()
+                self._check_model()
+                kept = self._find(request)
+                if kept is not None:
+                    self._resume(kept, request, now)
+                    continue
+                condition, values = self._read(request)
+                self.core.check_room(1, 0)
+                slot = -1
+                if request.session_id:
+                    slot = self.core.open_slot(key_of(request.session_id), 0.0, 0.0)
+            except CellarError as error:
+                self._refuse(request, error)
+                continue
+            generation = _Generation(request, values, slot=slot)
+            if slot >= 0:
+                self._kept[slot] = generation
+            self._attach(generation, request)
+            begun.append(generation)
+            conditions.append(condition)
+        if begun:
+            self._prime(begun, conditions)
+
+    def _check_model(self) -> None:
+        manifest = self.core.model.manifest
+        if manifest.mode != Mode.ONE_TO_MANY or not manifest.HasField("generation"):
+            raise CellarError(Reason.UNSUPPORTED, "the model does not generate")
+        if manifest.prime.is_recurrent:
+            raise CellarError(Reason.UNSUPPORTED, "priming with a sequence is not served yet")
+
+    def _find(self, request: GenerateRequest) -> _Generation | None:
+        """The kept generation that a request goes on with; None where it begins one."""
+        directory, core = self.core.directory, self.core
+        if not request.session_id:
+            if request.position:
+                raise CellarError(Reason.INVALID_REQUEST, "going on from a position needs a session_id")
+            return None
+        check_id(request.session_id)
+        if not directory.has(request.session_id):
+            if request.position:
+                directory.engine_of(request.session_id)  # raises with the reason
+            return None
+        slot = directory.slot_of(request.session_id, core.number)
+        kept = self._kept[slot]
+        if (request.text, request.condition) != (kept.request.text, kept.request.condition) or not _same_options(
+            request, kept.request
+        ):
+            raise CellarError(
+                Reason.POSITION_CONFLICT,
+                "the session was begun with another condition or other options",
+                expected_position=len(kept.ids),
+            )
+        if request.position > len(kept.ids):
+            raise CellarError(
+                Reason.POSITION_GAP,
+                f"position {request.position} is beyond the {len(kept.ids)} emissions made",
+                expected_position=len(kept.ids),
+            )
+        return kept
+
+    def _read(self, request: GenerateRequest) -> tuple[np.ndarray, dict[str, str]]:
+        """The condition's numbers, and the values that its placeholders stand for."""
+        model = self.core.model
+        manifest = model.manifest
+        if not manifest.HasField("prime"):
+            if request.text or request.condition:
+                raise CellarError(Reason.INVALID_CONDITION, "the model takes no condition")
+            return np.zeros(0, np.float32), {}
+        if model.condition is not None:
+            if request.condition:
+                raise CellarError(Reason.INVALID_CONDITION, "the model takes its condition as text")
+            if not request.text:
+                raise CellarError(Reason.EMPTY_INPUT, "the condition is empty")
+            try:
+                return model.condition.read(request.text)
+            except UnicodeDecodeError as error:
+                raise CellarError(Reason.INVALID_TEXT, f"the condition is not UTF-8 at byte {error.start}") from None
+        spec = manifest.prime.condition
+        dtype = np.dtype(NAMES[spec.dtype])
+        expected = math.prod(spec.shape) * dtype.itemsize
+        if request.text or len(request.condition) != expected:
+            raise CellarError(
+                Reason.SHAPE_MISMATCH,
+                f"the condition is {len(request.condition)} bytes; {dtype} {list(spec.shape)} is {expected}",
+            )
+        values = np.frombuffer(request.condition, dtype).reshape(tuple(spec.shape))
+        if dtype.kind == "f" and not np.isfinite(values).all():
+            raise CellarError(Reason.NON_FINITE_INPUT, "the condition holds NaN or an infinity")
+        if spec.vocabulary and not ((values >= 0) & (values < spec.vocabulary)).all():
+            raise CellarError(Reason.OUT_OF_VOCABULARY, f"the condition has an id outside 0..{spec.vocabulary - 1}")
+        return values, {}
+
+    def _attach(self, generation: _Generation, request: GenerateRequest) -> None:
+        """Gives a generation its asker and a row of work."""
+        work = self.core.work
+        w = int(work.take(1)[0])
+        generation.request = request
+        generation.work = w
+        generation.credits = request.credits
+        generation.is_parked = False
+        work.kind[w] = Kind.GENERATION
+        work.steps[w] = 1
+        work.slot[w] = -1
+        work.stream[w] = -1
+        work.deadline[w] = request.deadline_s or np.inf
+        work.is_bulk[w] = False
+        work.last[w] = generation.ids[-1] if generation.ids else self.core.model.manifest.generation.begin_id
+        self._by_work[w] = generation
+        self._by_to[id(request.to)] = generation
+        if generation.slot >= 0:
+            self.core.table.in_flight[generation.slot] = 1
+
+    def _prime(self, begun: list[_Generation], conditions: list[np.ndarray]) -> None:
+        core = self.core
+        rows = np.array([generation.work for generation in begun])
+        state = np.tile(core.model.runtime.start, (len(rows), 1))
+        if core.model.manifest.HasField("prime"):
+            state = core.model.runtime.prime(np.stack(conditions), state)
+            core.counts.prime_runs += 1
+        core.work.state[rows] = state
+        core.scheduler.add(rows)
+
+    def _resume(self, kept: _Generation, request: GenerateRequest, now: float) -> None:
+        """Sends what was made from the asked position on, then lets the generation go on."""
+        core = self.core
+        if kept.work >= 0:  # an earlier asker, which may not know yet that it is gone
+            self._detach(kept, now)
+            core.replies.append(
+                self._reply(
+                    kept, len(kept.ids), error=CellarError(Reason.CANCELLED, "another call goes on with this session")
+                )
+            )
+        if not kept.finish:
+            core.check_room(1, 0)
+        replayed = len(kept.ids) - request.position
+        kept.request = request
+        core.table.last_use[kept.slot] = now
+        if replayed or kept.finish:
+            core.counts.chunks_replayed += 1
+            core.replies.append(self._reply(kept, request.position, finish=kept.finish))
+        if not kept.finish:
+            self._attach(kept, request)
+            kept.credits = request.credits - replayed
+            w = np.array([kept.work])
+            core.work.state[w] = core.table.state[kept.slot]
+            if kept.credits > 0:
+                core.scheduler.add(w)
+            else:
+                kept.is_parked = True
+
+    # -- out -----------------------------------------------------------------------------------------------------
+
+    def advance(self, rows: np.ndarray, logits: np.ndarray, state: np.ndarray, now: float) -> None:
+        """One step of each: rows [n]; logits: float32 [n, V]; state: float32 [n, S]."""
+        core, work = self.core, self.core.work
+        work.state[rows] = state
+        chosen = [self._by_work[w] for w in rows.tolist()]
+        options = [generation.request.options for generation in chosen]
+        ids, log_probabilities = sample(
+            logits,
+            np.array([o.temperature for o in options], np.float32),
+            np.array([o.top_k for o in options], np.int64),
+            np.array([o.top_p for o in options], np.float32),
+            np.array([o.seed for o in options], np.uint64),
+            np.array([len(generation.ids) for generation in chosen], np.uint64),
+        )
+        work.last[rows] = ids
+        going: list[int] = []
+        for generation, token, log_probability in zip(chosen, ids.tolist(), log_probabilities.tolist(), strict=True):
+            self._emit(generation, token, log_probability)
+            if generation.finish:
+                self._detach(generation, now)
+            elif generation.credits > 0:
+                going.append(generation.work)
+            else:
+                generation.is_parked = True
+        if going:
+            core.scheduler.add(np.array(going))
+
+    def _emit(self, generation: _Generation, token: int, log_probability: float) -> None:
+        manifest = self.core.model.manifest.generation
+        options = generation.request.options
+        position = len(generation.ids)
+        if token == manifest.end_id:
+            generation.finish = FinishReason.FINISH_END
+        else:
+            generation.ids.append(token)
+            generation.log_probabilities.append(log_probability)
+            generation.credits -= 1
+            if options.stop:
+                piece = self._text(generation, position)
+                generation.ending = (generation.ending + piece)[-MAX_STOP_BYTES - len(piece) :]
+                if any(generation.ending.endswith(stop) for stop in options.stop):
+                    generation.finish = FinishReason.FINISH_STOP
+            if not generation.finish and len(generation.ids) >= options.max_steps:
+                generation.finish = FinishReason.FINISH_MAX_STEPS
+        self.core.replies.append(self._reply(generation, position, finish=generation.finish))
+
+    def _text(self, generation: _Generation, position: int) -> bytes:
+        vocabulary = self.core.model.vocabulary
+        ids = generation.ids[position:]
+        if vocabulary is None or not ids:
+            return b""
+        return vocabulary.text(ids, generation.values, position == 0)
+
+    def _reply(
+        self,
+        generation: _Generation,
+        position: int,
+        finish: FinishReason = FinishReason.FINISH_REASON_UNSPECIFIED,
+        error: CellarError | None = None,
+    ) -> GenerateReply:
+        return GenerateReply(
+            generation.request.to,
+            generation.ids[position:],
+            generation.log_probabilities[position:],
+            self._text(generation, position),
+            position,
+            generation.request.options.seed,
+            finish,
+            error,
+        )
+
+    def credit(self, to: object, count: int) -> None:
+        """The asker took in `count` emissions."""
+        generation = self._by_to.get(id(to))
+        if generation is None:
+            return
+        generation.credits += count
+        if generation.is_parked and generation.credits > 0:
+            generation.is_parked = False
+            self.core.scheduler.add(np.array([generation.work]))
+
+    def cancel(self, to: object, now: float) -> bool:
+        """The asker is gone: a kept generation rests, any other ends; False where there is none."""
+        generation = self._by_to.get(id(to))
+        if generation is None:
+            return False
+        self.core.scheduler.remove(np.array([generation.work]))
+        self._detach(generation, now)
+        return True
+
+    def fail(self, rows: np.ndarray, error: CellarError, now: float) -> None:
+        """Generations whose call ends with an error: rows [n], not ready any more; kept ones rest as they were."""
+        for w in rows.tolist():
+            generation = self._by_work[w]
+            self.core.replies.append(self._reply(generation, len(generation.ids), error=error))
+            self._detach(generation, now)
+
+    def abandon(self, request: GenerateRequest, error: CellarError, now: float) -> None:
+        """Ends what became of a request when taking it in failed half-way."""
+        generation = self._by_to.get(id(request.to))
+        if generation is None:
+            self._refuse(request, error)
+            return
+        self.core.scheduler.remove(np.array([generation.work]))
+        self.fail(np.array([generation.work]), error, now)
+
+    def parked(self) -> np.ndarray:
+        """Rows of work that wait for their readers: int64 [n]."""
+        return np.array([w for w, generation in self._by_work.items() if generation.is_parked], np.int64)
+
+    def close(self, slot: int, error: CellarError, now: float) -> None:
+        """Ends a kept generation with its session."""
+        generation = self._kept.pop(slot, None)
+        if generation is not None and generation.work >= 0:
+            self.core.scheduler.remove(np.array([generation.work]))
+            self.core.replies.append(self._reply(generation, len(generation.ids), error=error))
+            self._detach(generation, now)
+
+    def _detach(self, generation: _Generation, now: float) -> None:
+        """Takes a generation's row of work away; a kept one's state goes to its session."""
+        core = self.core
+        w = generation.work
+        if generation.slot >= 0:
+            core.table.state[generation.slot] = core.work.state[w]
+            core.table.position[generation.slot] = core.table.accepted[generation.slot] = len(generation.ids)
+            core.table.in_flight[generation.slot] = 0
+            core.table.last_use[generation.slot] = now
+        self._by_to.pop(id(generation.request.to), None)
+        del self._by_work[w]
+        generation.work = -1
+        core.work.give_back(np.array([w]))
+
+    def _refuse(self, request: GenerateRequest, error: CellarError) -> None:
+        self.core.replies.append(
+            GenerateReply(request.to, [], [], b"", request.position, request.options.seed, error=error)
+        )
+
+
+def _same_options(one: GenerateRequest, other: GenerateRequest) -> bool:
+    """Whether two requests draw the same emissions; a seed is compared only where the later one names it."""
+    a, b = one.options, other.options
+    return (a.temperature, a.top_k, a.top_p, a.stop) == (b.temperature, b.top_k, b.top_p, b.stop)

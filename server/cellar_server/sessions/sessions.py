@@ -1,0 +1,465 @@
+"""One model's sessions: the verbs on them, and the step of the engine that turns requests and runs into replies."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from cellar_proto.v1.reason_pb2 import Reason
+
+from cellar_server.config import Config
+from cellar_server.errors import CellarError
+from cellar_server.scheduler.policy import Cost
+from cellar_server.scheduler.scheduler import Scheduler
+from cellar_server.scheduler.work import Kind, Work
+from cellar_server.sessions.answers import Answers
+from cellar_server.sessions.core import Core, new_error_id
+from cellar_server.sessions.directory import Directory, check_id, id_of, key_of, mint
+from cellar_server.sessions.frames import Frames
+from cellar_server.sessions.generations import Generations
+from cellar_server.sessions.messages import (
+    Call,
+    CallReply,
+    Cancel,
+    Credit,
+    FrameRequest,
+    GenerateRequest,
+    PredictRequest,
+    Reply,
+    Request,
+    StreamClosed,
+)
+from cellar_server.sessions.predicts import Predicts
+from cellar_server.sessions.table import Table
+from cellar_server.zoo import Model
+
+log = logging.getLogger("cellar_server.sessions")
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A session on a stream: its handle there (0 without a stream) and how much input it has consumed."""
+
+    id: str
+    handle: int
+    position: int
+
+
+@dataclass(frozen=True, slots=True)
+class SessionInfo:
+    """What a caller sees of a session; times in seconds, max_age_s 0 for none."""
+
+    id: str
+    position: int
+    age_s: float
+    idle_s: float
+    max_idle_s: float
+    max_age_s: float
+
+
+class Sessions:
+    """Everything of one model that lives between requests. Only its engine's thread may call it."""
+
+    def __init__(
+        self,
+        model: Model,
+        config: Config,
+        directory: Directory,
+        number: int,
+        *,
+        clock: Callable[[], float],
+        cost: Cost,
+        first_ticket: int,
+    ) -> None:
+        runtime = model.runtime
+        work = Work(config.max_queue_rows, runtime.state_size)
+        self.core = Core(
+            model,
+            config,
+            directory,
+            number,
+            clock,
+            work,
+            Scheduler(
+                work,
+                runtime,
+                cost,
+                max_rows=config.max_rows_per_run,
+                budget_s=config.run_budget_ms / 1000,
+                is_exact=model.manifest.is_whole_only,
+            ),
+            Table(config.max_sessions, runtime.state_size, first_ticket),
+            Answers(config.max_sessions, config.max_chunks_in_flight, runtime.output_shape, config.answer_bytes),
+        )
+        self.frames = Frames(self.core)
+        self.predicts = Predicts(self.core)
+        self.generations = Generations(self.core)
+
+    # -- the engine's step ---------------------------------------------------------------------------------------
+
+    @property
+    def has_ready(self) -> bool:
+        return self.core.scheduler.has_ready
+
+    @property
+    def is_idle(self) -> bool:
+        """Nothing waits or runs."""
+        return self.core.work.num_used == 0
+
+    def take_replies(self) -> list[Reply]:
+        """What is to be delivered since the last call."""
+        replies, self.core.replies = self.core.replies, []
+        return replies
+
+    def admit(self, requests: list[Request]) -> None:
+        """Takes requests in, in order; those of one kind that stand together go in together."""
+        now = self.core.clock()
+        at = 0
+        while at < len(requests):
+            kind = type(requests[at])
+            end = at + 1
+            while end < len(requests) and type(requests[end]) is kind:
+                end += 1
+            batch = requests[at:end]
+            at = end
+            if kind is FrameRequest:
+                self.frames.admit(batch, now)  # type: ignore[arg-type]
+            elif kind is GenerateRequest:
+                self._admit_generations(batch, now)  # type: ignore[arg-type]
+            else:
+                for request in batch:
+                    self._admit_one(request, now)
+
+    def _admit_one(self, request: Request, now: float) -> None:
+        match request:
+            case PredictRequest():
+                self.predicts.admit(request)
+            case Credit():
+                self.generations.credit(request.to, request.count)
+            case Cancel():
+                if not self.generations.cancel(request.to, now):
+                    self.predicts.cancel(request.to)
+            case StreamClosed():
+                self.core.table.void_stream(request.stream)
+                if request.is_cancelled:
+                    self.frames.drop_stream(request.stream, now)
+            case Call():
+                self.core.replies.append(self._call(request))
+
+    def _call(self, request: Call) -> CallReply:
+        try:
+            return CallReply(request.to, request.function(self))
+        except CellarError as error:
+            return CallReply(request.to, error=error)
+        except Exception:
+            return CallReply(request.to, error=self._fault("a call on the sessions failed", Reason.INTERNAL))
+
+    def _admit_generations(self, requests: list[GenerateRequest], now: float) -> None:
+        try:
+            self.generations.admit(requests, now)
+        except Exception:
+            error = self._fault("priming failed", Reason.RUN_FAILED)
+            for request in requests:
+                self.generations.abandon(request, error, now)
+
+    def _fault(self, what: str, reason: Reason) -> CellarError:
+        """Logs the exception being handled; the error that names it."""
+        error_id = new_error_id()
+        log.exception("%s [%s] (model %s)", what, error_id, self.core.model.manifest.name)
+        return CellarError(reason, f"the server failed; its log has the fault as {error_id}", error_id=error_id)
+
+    def run(self) -> None:
+        """One run on the rows whose turn it is. Something must be ready."""
+        core, work = self.core, self.core.work
+        now = core.clock()
+        late = core.scheduler.take_late(now)
+        if len(late):
+            self._fail(late, CellarError(Reason.DEADLINE_EXCEEDED, "its time was over before it was computed"), now)
+            if not core.scheduler.has_ready:
+                return
+        rows, q = core.scheduler.next()
+        try:
+            x, state = self._gather(rows, q)
+            y, state = core.model.runtime.step(x, state)
+        except Exception:
+            self._fail(rows, self._fault("a run failed", Reason.RUN_FAILED), core.clock())
+            return
+        core.counts.runs += 1
+        core.counts.rows += len(rows)
+        core.counts.steps += len(rows) * q
+        self._scatter(rows, q, y, state)
+
+    def _gather(self, rows: np.ndarray, q: int) -> tuple[np.ndarray, np.ndarray]:
+        """Inputs [batch, q, ...] and states float32 [batch, S] of a run."""
+        core, work = self.core, self.core.work
+        slots = work.slot[rows]
+        stored = (slots >= 0) & (work.done[rows] == 0)
+        if stored.all():
+            state = core.table.state.take(slots, axis=0)
+        else:
+            state = work.state.take(rows, axis=0)
+            if stored.any():
+                state[stored] = core.table.state[slots[stored]]
+        runtime = core.model.runtime
+        lots = work.lot[rows]
+        first = work.offset[rows] + work.done[rows]
+        if lots[0] >= 0 and (lots == lots[0]).all():
+            inputs = work.lots[int(lots[0])].inputs
+            if len(inputs) == len(rows) * q and (first == np.arange(0, len(rows) * q, q)).all():
+                return inputs.reshape(len(rows), q, *inputs.shape[1:]), state
+            return inputs[first[:, None] + np.arange(q)], state
+        x = np.empty((len(rows), q, *runtime.input_shape), runtime.input_dtype)
+        fed_back = work.kind[rows] == Kind.GENERATION
+        if fed_back.any():
+            x[fed_back, 0] = work.last[rows[fed_back]]
+        for lot in np.unique(lots[~fed_back]).tolist():
+            chosen = np.flatnonzero((lots == lot) & ~fed_back)
+            x[chosen] = work.lots[lot].inputs[first[chosen, None] + np.arange(q)]
+        return x, state
+
+    def _scatter(self, rows: np.ndarray, q: int, y: np.ndarray, state: np.ndarray) -> None:
+        """Gives a run's results to its rows. y: float32 [batch, q, ...]; state: float32 [batch, S]."""
+        core, work = self.core, self.core.work
+        now = core.clock()
+        kind = work.kind[rows]
+        fed_back = kind == Kind.GENERATION
+        if fed_back.any():
+            self.generations.advance(rows[fed_back], y[fed_back, 0], state[fed_back], now)
+            rows, y, state, kind = rows[~fed_back], y[~fed_back], state[~fed_back], kind[~fed_back]
+            if not len(rows):
+                return
+        begun = work.done[rows] > 0
+        work.done[rows] += q
+        ended = work.done[rows] == work.steps[rows]
+        if not (ended & ~begun).all():
+            self._keep_outputs(rows, q, y, (begun | ~ended) & work.keeps[rows])
+        if not ended.all():
+            going = rows[~ended]
+            work.state[going] = state[~ended]
+            core.scheduler.add(going)
+            rows, y, state, kind, begun = rows[ended], y[ended], state[ended], kind[ended], begun[ended]
+        for each, finish in ((Kind.CHUNK, self._finish_chunks), (Kind.SEQUENCE, self._finish_sequences)):
+            chosen = kind == each
+            if chosen.all():
+                finish(rows, q, y, state, begun, now)
+                return
+            if chosen.any():
+                finish(rows[chosen], q, y[chosen], state[chosen], begun[chosen], now)
+
+    def _keep_outputs(self, rows: np.ndarray, q: int, y: np.ndarray, keep: np.ndarray) -> None:
+        """Puts the outputs of rows that take several runs beside their inputs."""
+        core, work = self.core, self.core.work
+        lots = work.lot[rows]
+        first = work.offset[rows] + work.done[rows] - q
+        for number in np.unique(lots[keep]).tolist():
+            lot = work.lots[number]
+            if lot.outputs is None:
+                lot.outputs = np.empty((len(lot.inputs), *core.output_shape), np.float32)
+            chosen = np.flatnonzero(keep & (lots == number))
+            lot.outputs[first[chosen, None] + np.arange(q)] = y[chosen]
+
+    def _outputs(self, rows: np.ndarray, q: int, y: np.ndarray, begun: np.ndarray) -> np.ndarray:
+        """Every emission of ended rows, packed: float32 [sum(steps), ...]."""
+        if not len(rows):
+            return self.core.no_outputs()
+        if not begun.any():
+            return y.reshape(len(rows) * q, *self.core.output_shape)
+        work = self.core.work
+        pieces = []
+        for i, w in enumerate(rows.tolist()):
+            if begun[i]:
+                at, outputs = int(work.offset[w]), work.lots[int(work.lot[w])].outputs
+                assert outputs is not None
+                pieces.append(outputs[at : at + int(work.steps[w])])
+            else:
+                pieces.append(y[i])
+        return np.concatenate(pieces)
+
+    def _finish_chunks(
+        self, rows: np.ndarray, q: int, y: np.ndarray, state: np.ndarray, begun: np.ndarray, now: float
+    ) -> None:
+        self.frames.commit(rows, state, self._outputs(rows, q, y, begun), now)
+
+    def _finish_sequences(
+        self, rows: np.ndarray, q: int, y: np.ndarray, state: np.ndarray, begun: np.ndarray, now: float
+    ) -> None:
+        keeps = self.core.work.keeps[rows]
+        outputs = self._outputs(rows[keeps], q, y[keeps], begun[keeps])
+        self.predicts.finish(rows, y[:, -1], outputs)
+
+    def _fail(self, rows: np.ndarray, error: CellarError, now: float) -> None:
+        """Ends rows of any kind, none of them ready any more, with one error."""
+        kind = self.core.work.kind[rows]
+        if (kind == Kind.CHUNK).any():
+            self.frames.fail(rows[kind == Kind.CHUNK], error, now)
+        if (kind == Kind.SEQUENCE).any():
+            self.predicts.fail(rows[kind == Kind.SEQUENCE], error)
+        if (kind == Kind.GENERATION).any():
+            self.generations.fail(rows[kind == Kind.GENERATION], error, now)
+
+    def fail_all(self, error: CellarError) -> None:
+        """Ends everything that waits: the engine stops."""
+        scheduler = self.core.scheduler
+        rows = np.concatenate([scheduler.ready, self.generations.parked()])
+        scheduler.remove(rows)
+        self._fail(rows, error, self.core.clock())
+
+    def expire(self) -> float:
+        """Closes the sessions over their limits; when to call again, on the engine's clock."""
+        core, table = self.core, self.core.table
+        now = core.clock()
+        for slot in table.expired(now).tolist():
+            idle, max_idle = now - float(table.last_use[slot]), float(table.max_idle[slot])
+            age, max_age = now - float(table.opened[slot]), float(table.max_age[slot])
+            what = (
+                f"it was idle for {idle:.1f} s, its limit is {max_idle:g} s"
+                if idle >= max_idle
+                else f"it was open for {age:.1f} s, its limit is {max_age:g} s"
+            )
+            id = id_of(table.key[slot])
+            error = CellarError(Reason.SESSION_EXPIRED, f"session {id!r} has expired: {what}")
+            log.info("session %s of %s expired: %s", id, core.model.manifest.name, what)
+            core.counts.sessions_expired += 1
+            self._end(slot, error, now)
+        return max(table.next_expiry(), now + 0.05)
+
+    # -- verbs ---------------------------------------------------------------------------------------------------
+
+    def open(
+        self,
+        ids: list[str],
+        *,
+        count: int = 0,
+        resume: bool = False,
+        stream: int = 0,
+        max_idle_s: float = 0.0,
+        max_age_s: float = 0.0,
+        token: bytes = b"",
+    ) -> list[Opened | CellarError]:
+        """Opens sessions, or with `resume` takes up open ones; with a stream each gets a handle there. One entry for
+        each id in order, or for `count` minted ones: a session, or the reason there is none."""
+        core = self.core
+        core.check_open()
+        if not core.can_hold_sessions:
+            raise CellarError(Reason.UNSUPPORTED, "the model keeps no sessions: call Predict or Generate")
+        if ids and count not in (0, len(ids)):
+            raise CellarError(Reason.INVALID_REQUEST, f"{len(ids)} ids, but a count of {count}")
+        if not ids and not count:
+            raise CellarError(Reason.EMPTY_INPUT, "the request opens no session")
+        if max(count, len(ids)) > core.config.max_sessions:
+            raise CellarError(Reason.TOO_LARGE, f"at most {core.config.max_sessions} sessions at a time")
+        opened: list[Opened | CellarError] = []
+        for id in ids or [mint() for _ in range(count)]:
+            try:
+                check_id(id)
+                slot = self._take_up(id) if resume else self._open(id, max_idle_s, max_age_s, token)
+            except CellarError as error:
+                opened.append(error)
+                continue
+            handle = core.table.issue(slot, stream) if stream else 0
+            opened.append(Opened(id, handle, int(core.table.position[slot])))
+        return opened
+
+    def _take_up(self, id: str) -> int:
+        core = self.core
+        slot = core.directory.slot_of(id, core.number)
+        core.table.last_use[slot] = core.clock()
+        return slot
+
+    def _open(self, id: str, max_idle_s: float, max_age_s: float, token: bytes) -> int:
+        core = self.core
+        if token and core.directory.has(id):
+            slot = core.directory.slot_of(id, core.number)
+            if core.table.tokens.get(slot) == token:
+                return slot
+        slot = core.open_slot(key_of(id), max_idle_s, max_age_s)
+        if token:
+            core.table.tokens[slot] = token
+        return slot
+
+    def get(self, id: str) -> SessionInfo:
+        """One session; CellarError SESSION_NOT_FOUND, SESSION_EXPIRED, SESSION_CLOSED."""
+        return self._info(self.core.directory.slot_of(id, self.core.number))
+
+    def _info(self, slot: int) -> SessionInfo:
+        table, now = self.core.table, self.core.clock()
+        return SessionInfo(
+            id_of(table.key[slot]),
+            int(table.position[slot]),
+            now - float(table.opened[slot]),
+            now - float(table.last_use[slot]),
+            float(table.max_idle[slot]),
+            float(table.max_age[slot]),
+        )
+
+    def close(self, id: str, token: bytes = b"") -> SessionInfo:
+        """Ends a session; with the token of the close that ended it, says the same again."""
+        core = self.core
+        receipt = core.directory.receipt_of(id)
+        if token and receipt is not None and receipt[1] == token:
+            return receipt[2]
+        slot = core.directory.slot_of(id, core.number)
+        info = self._info(slot)
+        self._end(slot, _closed(id), core.clock(), (core.number, token, info))
+        return info
+
+    def close_handles(self, stream: int, handles: list[int]) -> list[tuple[int, CellarError | None]]:
+        """Ends sessions by their handles on a stream: the final position of each, or why not."""
+        core = self.core
+        results: list[tuple[int, CellarError | None]] = []
+        for handle in handles:
+            slots, valid = core.table.resolve(np.array([handle], np.uint64), stream)
+            if not valid[0]:
+                results.append((0, core.table.why_void(handle)))
+                continue
+            slot = int(slots[0])
+            info = self._info(slot)
+            self._end(slot, _closed(info.id), core.clock(), (core.number, b"", info))
+            results.append((info.position, None))
+        return results
+
+    def _end(self, slot: int, error: CellarError, now: float, receipt: object = None) -> None:
+        """Closes a slot: what waits for it is answered with `error`, its id is free, its handle void."""
+        core, table = self.core, self.core.table
+        head = int(table.head[slot])
+        if head >= 0:
+            rows = np.array([head])
+            core.scheduler.remove(rows)
+            self.frames.fail(rows, error, now)
+        self.generations.close(slot, error, now)
+        core.answers.reset(slot)
+        core.directory.release(table.key[slot], error, receipt)
+        table.close(slot, error)
+
+    def fork(
+        self, id: str, new_id: str = "", *, max_idle_s: float = 0.0, max_age_s: float = 0.0, token: bytes = b""
+    ) -> SessionInfo:
+        """Copies a session as it stands after its last committed chunk: row, tail, position and stored answers."""
+        core, table = self.core, self.core.table
+        core.check_open()
+        source = core.directory.slot_of(id, core.number)
+        if not core.can_hold_sessions:
+            raise CellarError(Reason.UNSUPPORTED, "a generation cannot be forked")
+        new_id = new_id or mint()
+        check_id(new_id)
+        if token and core.directory.has(new_id):
+            slot = core.directory.slot_of(new_id, core.number)
+            if table.tokens.get(slot) == token:
+                return self._info(slot)
+        slot = core.open_slot(
+            key_of(new_id), max_idle_s or float(table.max_idle[source]), max_age_s or float(table.max_age[source])
+        )
+        table.state[slot] = table.state[source]
+        table.position[slot] = table.accepted[slot] = table.position[source]
+        if source in table.held:
+            table.held[slot] = table.held[source]
+        if token:
+            table.tokens[slot] = token
+        core.answers.copy(source, slot)
+        return self._info(slot)
+
+
+def _closed(id: str) -> CellarError:
+    return CellarError(Reason.SESSION_CLOSED, f"session {id!r} was closed")

@@ -1,0 +1,149 @@
+"""The session table of one model: columns, not objects, beside the arena of state rows."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+import numpy as np
+from cellar_proto.v1.reason_pb2 import Reason
+
+from cellar_server.errors import CellarError
+from cellar_server.scheduler.work import reserve
+
+# How many void handles are remembered with the reason of their end.
+MAX_VOID = 10_000
+_SLOT_MASK = np.uint64(0xFFFFFFFF)
+_TICKET_SHIFT = np.uint64(32)
+
+
+class Table:
+    """Sessions by slot. Every column is [capacity] and untouched memory until a slot is used.
+
+    state: float32 [capacity, S], the arena, which never moves; key: the id as the directory keeps it; ticket: half of
+    the one valid handle, 0 for none; stream: whom that handle was issued to; position: input taken in; accepted: the
+    same with what waits; in_flight: chunks that wait or run; head, tail: first and last of them as rows of work, or -1;
+    last_use, opened: on the engine's clock; max_idle, max_age: limits in seconds (max_age 0: none).
+    """
+
+    def __init__(self, capacity: int, state_size: int, first_ticket: int) -> None:
+        self.capacity = capacity
+        self.state = reserve(capacity, state_size)
+        self.key = np.zeros(capacity, dtype=object)
+        self.is_open = np.zeros(capacity, np.bool_)
+        self.ticket = np.zeros(capacity, np.uint32)
+        self.stream = np.zeros(capacity, np.uint32)
+        self.position = np.zeros(capacity, np.int64)
+        self.accepted = np.zeros(capacity, np.int64)
+        self.in_flight = np.zeros(capacity, np.int16)
+        self.head = np.zeros(capacity, np.int32)
+        self.tail = np.zeros(capacity, np.int32)
+        self.last_use = np.zeros(capacity, np.float64)
+        self.opened = np.zeros(capacity, np.float64)
+        self.max_idle = np.zeros(capacity, np.float32)
+        self.max_age = np.zeros(capacity, np.float32)
+        # what codecs hold back, only of sessions for which it is not empty
+        self.held: dict[int, bytes] = {}
+        self.tokens: dict[int, bytes] = {}
+        self.num_open = 0
+        self._ticket = first_ticket
+        self._fresh = 0
+        self._freed: list[int] = []
+        self._void: OrderedDict[int, CellarError] = OrderedDict()
+
+    @property
+    def has_room(self) -> bool:
+        return self.num_open < self.capacity
+
+    @property
+    def num_touched(self) -> int:
+        """Slots ever used: the columns' part that scans have to look at."""
+        return self._fresh
+
+    def next_slot(self) -> int:
+        """The slot that `open` will use next; the caller saw that there is room."""
+        return self._freed[-1] if self._freed else self._fresh
+
+    def open(self, key: str | bytes, start: np.ndarray, now: float, max_idle: float, max_age: float) -> int:
+        """A new session from the state row `start` float32 [S]; its slot."""
+        slot = self.next_slot()
+        if self._freed:
+            self._freed.pop()
+        else:
+            self._fresh += 1
+        self.state[slot] = start
+        self.key[slot] = key
+        self.is_open[slot] = True
+        self.ticket[slot] = 0
+        self.position[slot] = self.accepted[slot] = self.in_flight[slot] = 0
+        self.head[slot] = self.tail[slot] = -1
+        self.last_use[slot] = self.opened[slot] = now
+        self.max_idle[slot] = max_idle
+        self.max_age[slot] = max_age
+        self.num_open += 1
+        return slot
+
+    def issue(self, slot: int, stream: int) -> int:
+        """A handle on a slot for a stream; an earlier one becomes void."""
+        if self.ticket[slot]:
+            self.void(slot, CellarError(Reason.STALE_HANDLE, "the session was opened again since; this handle is void"))
+        self._ticket = self._ticket % 0xFFFFFFFF + 1
+        self.ticket[slot] = self._ticket
+        self.stream[slot] = stream
+        return self._ticket << 32 | slot
+
+    def void(self, slot: int, error: CellarError) -> None:
+        """Voids a slot's handle and remembers why."""
+        if self.ticket[slot]:
+            self._void[int(self.ticket[slot]) << 32 | slot] = error
+            self.ticket[slot] = 0
+            if len(self._void) > MAX_VOID:
+                self._void.popitem(last=False)
+
+    def void_stream(self, stream: int) -> None:
+        """Voids all handles of a stream that is gone; their sessions stay open."""
+        count = self._fresh
+        slots = np.flatnonzero((self.stream[:count] == stream) & (self.ticket[:count] != 0))
+        self.ticket[slots] = 0
+
+    def resolve(self, handles: np.ndarray, streams: np.ndarray | int) -> tuple[np.ndarray, np.ndarray]:
+        """Slots int64 [N] of handles uint64 [N] and which of them are valid for their streams: bool [N]."""
+        slots = (handles & _SLOT_MASK).astype(np.int64)
+        tickets = (handles >> _TICKET_SHIFT).astype(np.uint32)
+        inside = slots < self._fresh
+        slots[~inside] = 0
+        valid = inside & (tickets != 0) & (self.ticket[slots] == tickets) & (self.stream[slots] == streams)
+        return slots, valid
+
+    def why_void(self, handle: int) -> CellarError:
+        """The error for a handle that `resolve` refused."""
+        error = self._void.get(handle)
+        if error is not None:
+            return CellarError(error.reason, error.message)
+        return CellarError(Reason.STALE_HANDLE, "this handle was not issued to this stream by this process")
+
+    def close(self, slot: int, error: CellarError) -> None:
+        """Ends a session and frees its slot; its handle answers with `error` from now on."""
+        self.void(slot, error)
+        self.is_open[slot] = False
+        self.key[slot] = None
+        self.held.pop(slot, None)
+        self.tokens.pop(slot, None)
+        self.num_open -= 1
+        self._freed.append(slot)
+
+    def expired(self, now: float) -> np.ndarray:
+        """Open slots over their idle or absolute limit, without chunks in flight: int64 [n]."""
+        n = self._fresh
+        idle = now - self.last_use[:n] >= self.max_idle[:n]
+        old = (self.max_age[:n] > 0) & (now - self.opened[:n] >= self.max_age[:n])
+        return np.flatnonzero(self.is_open[:n] & (idle | old) & (self.in_flight[:n] == 0))
+
+    def next_expiry(self) -> float:
+        """When the next open session may reach a limit, on the engine's clock; inf without sessions."""
+        n = self._fresh
+        is_open = self.is_open[:n]
+        if not is_open.any():
+            return float("inf")
+        ends = np.where(is_open, self.last_use[:n] + self.max_idle[:n], np.inf)
+        old = np.where(is_open & (self.max_age[:n] > 0), self.opened[:n] + self.max_age[:n], np.inf)
+        return float(min(ends.min(), old.min()))
