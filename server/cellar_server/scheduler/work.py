@@ -43,8 +43,9 @@ class Work:
     kind; slot: place in the session table, -1 for none; lot, offset: where its inputs lie; steps, done: of its steps;
     start, length: in position units; owner: number of the frame, predict or generation it belongs to; row: its place
     in it; stream, handle; digest of its content; order: of arrival; next: the session's next row of work, or -1;
-    deadline on the engine's clock (inf for none); is_bulk, ends; keeps: every emission is wanted, not only the last; waited: runs it was ready and not taken in; passed:
-    the run before left it out; last: a generation's last emission; state: float32 [capacity, S] between its runs.
+    deadline on the engine's clock (inf for none); is_bulk, ends; keeps: every emission is wanted, not only the last;
+    waited: runs it was ready and not taken in; passed: the run before left it out; last: a generation's last
+    emission; state: float32 [capacity, S] between its runs.
     """
 
     def __init__(self, capacity: int, state_size: int) -> None:
@@ -107,7 +108,7 @@ class Work:
         return self.capacity - self.num_free
 
     def take(self, count: int) -> np.ndarray:
-        """`count` free rows [count] with done, waited and passed at zero, next at -1; the caller saw that they exist."""
+        """`count` free rows [count], their columns at rest; the caller saw that there are so many."""
         self.num_free -= count
         rows = self._free[self.num_free : self.num_free + count].copy()
         self.done[rows] = 0

@@ -105,7 +105,7 @@ class Answers:
         self._digest[slots, k] = digests
         return k
 
-    def find(self, slot: int, start: int, length: int, digest: int) -> np.ndarray | None | bool:
+    def find(self, slot: int, start: int, length: int, digest: int) -> np.ndarray | bool | None:
         """The stored answer float32 [emissions, ...] of a chunk; None where it is kept no longer; False where the
         session took in something else there."""
         count = int(self._count[slot])

@@ -1,6 +1,8 @@
-"""Frames: chunks of sessions come in as columns, are checked and queued, and are committed when their last run is over."""
+"""Frames: chunks of sessions come in as columns, are queued, and are committed when their last run is over."""
 
 from __future__ import annotations
+
+from itertools import pairwise
 
 import numpy as np
 from cellar_proto.v1.inference_pb2 import Priority
@@ -121,7 +123,7 @@ class Frames:
         slot, valid = table.resolve(handle, stream)
         for i in np.flatnonzero(~valid).tolist():
             errors[i] = table.why_void(handles[i])
-        distinct, first, times = np.unique(handle, return_index=True, return_counts=True)
+        distinct, times = np.unique(handle, return_counts=True)
         if len(distinct) != count:
             for i in np.flatnonzero(np.isin(handle, distinct[times > 1])).tolist():
                 errors.setdefault(i, CellarError(Reason.DUPLICATE_SESSION, "the frame names this session twice"))
@@ -353,7 +355,7 @@ class Frames:
         owners = work.owner[rows].tolist()
         handles, starts = work.handle[rows].tolist(), work.start[rows].tolist()
         position, counts, at = positions.tolist(), emissions.tolist(), [0, *ends.tolist()]
-        for low, high in zip(bounds, bounds[1:], strict=False):
+        for low, high in pairwise(bounds):
             replies.append(
                 AnswerReply(
                     requests[owners[low]].to,

@@ -1,4 +1,4 @@
-"""What goes into an engine and what comes out. Plain data: `to` is the asker's own object, carried through untouched."""
+"""What goes into an engine and what comes out: plain data. `to` is the asker's own object, carried through."""
 
 from __future__ import annotations
 

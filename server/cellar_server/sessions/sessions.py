@@ -172,7 +172,7 @@ class Sessions:
 
     def run(self) -> None:
         """One run on the rows whose turn it is. Something must be ready."""
-        core, work = self.core, self.core.work
+        core = self.core
         now = core.clock()
         late = core.scheduler.take_late(now)
         if len(late):
