@@ -1,0 +1,146 @@
+"""`cellar-models train|evaluate|export|verify NAME`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+from types import ModuleType
+
+import torch
+
+from cellar_models import describe, digits, forecast, sentiment
+from cellar_models.data import DataChanged, DataMissing, data_folder
+from cellar_models.network import Network
+from cellar_models.training import Result, Trainer
+from cellar_models.verify import Report, VerifyError, verify
+
+MODELS: dict[str, ModuleType] = {"digits": digits, "sentiment": sentiment, "describe": describe, "forecast": forecast}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """0: done; 1: refused, with one line on standard error."""
+    parser = argparse.ArgumentParser(prog="cellar-models", description=__doc__)
+    parser.add_argument("verb", choices=["train", "evaluate", "export", "verify"])
+    parser.add_argument("name", choices=sorted(MODELS))
+    parser.add_argument("--data", type=Path, default=data_folder(), help="folder of the data sets (CELLAR_DATA)")
+    parser.add_argument("--runs", type=Path, default=Path("runs"), help="where trained weights are kept")
+    parser.add_argument("--zoo", type=Path, default=Path("models/zoo"), help="where artefacts are written")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--epochs", type=int, default=None, help="at most so many")
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    torch.manual_seed(options.seed)
+    try:
+        return _VERBS[options.verb](MODELS[options.name], options)
+    except (DataMissing, DataChanged, VerifyError, FileNotFoundError) as error:
+        print(f"cellar-models: {error}", file=sys.stderr)
+        return 1
+
+
+def _train(model: ModuleType, options: argparse.Namespace) -> int:
+    network = model.build(options.data)
+    trainer = Trainer(network, max_epochs=options.epochs)
+    begun = time.perf_counter()
+    model.train(network, options.data, trainer)
+    options.runs.mkdir(parents=True, exist_ok=True)
+    seconds = time.perf_counter() - begun
+    torch.save({"weights": network.state_dict(), "seconds": seconds, "seed": options.seed}, _weights(options))
+    print(f"trained in {seconds:.0f} s on one thread: {_weights(options)}")
+    print(_table(model.evaluate(network, options.data)))
+    return 0
+
+
+def _weights(options: argparse.Namespace) -> Path:
+    return Path(options.runs / f"{options.name}.pt")
+
+
+def _load(model: ModuleType, options: argparse.Namespace) -> tuple[Network, dict[str, float]]:
+    path = _weights(options)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing: first `cellar-models train {options.name}`")
+    saved = torch.load(path, weights_only=True)
+    network = model.build(options.data)
+    network.load_state_dict(saved["weights"])
+    network.eval()
+    return network, saved
+
+
+def _evaluate(model: ModuleType, options: argparse.Namespace) -> int:
+    network, _ = _load(model, options)
+    print(_table(model.evaluate(network, options.data)))
+    return 0
+
+
+def _export(model: ModuleType, options: argparse.Namespace) -> int:
+    from cellar_models.export import export
+
+    network, saved = _load(model, options)
+    card = _card(options.name, model.evaluate(network, options.data), saved)
+    folder = export(network, options.zoo, card=card, samples=lambda folder: model.write_samples(folder, options.data))
+    print(f"wrote {folder}")
+    return 0
+
+
+def _verify(model: ModuleType, options: argparse.Namespace) -> int:
+    network, _ = _load(model, options)
+    report = verify(network, options.zoo / options.name / "1")
+    print(_findings(report))
+    return 0
+
+
+def _findings(report: Report) -> str:
+    lines = [f"{form:24} {difference:.1e}" for form, difference in report.differences.items()]
+    bits = (
+        "the same bits at all rows and cuts"
+        if report.is_bit_identical
+        else f"bits agree from {report.min_rows} rows and {report.min_steps} steps on"
+    )
+    return "\n".join([*lines, bits])
+
+
+def _table(result: Result) -> str:
+    rows = [
+        *result.metrics.items(),
+        *result.more.items(),
+        *((f"baseline: {k}", v) for k, v in result.baselines.items()),
+    ]
+    verdict = "better than the naive baseline" if result.is_better else "NOT better than the naive baseline"
+    return "\n".join([f"{name:40} {value:.4f}" for name, value in rows] + [f"({result.unit}) {verdict}", result.notes])
+
+
+def _card(name: str, result: Result, saved: dict[str, float]) -> str:
+    """The card's text, with places for what the manifest and the verification say."""
+    rows = "\n".join(
+        [f"| **{k}** | **{v:.4f}** |" for k, v in result.metrics.items()]
+        + [f"| {k} | {v:.4f} |" for k, v in result.more.items()]
+        + [f"| baseline: {k} | {v:.4f} |" for k, v in result.baselines.items()]
+    )
+    verdict = "It beats" if result.is_better else "It does **not** beat"
+    return f"""# {name}
+{{manifest.description}}
+
+- Network: {{manifest.architecture}}; {{manifest.num_parameters}} parameters, {{manifest.state_size}} numbers of state.
+- Data: {{manifest.data}}. Licence: {{manifest.licence}}.
+- Parity with the float64 equations: {{report.max_relative_error:.1e}} of the largest output at most (bound 1e-5);
+  same bits at every number of rows and every cut: {{report.is_bit_identical}}.
+- ONNX opset {{manifest.opset}}.
+
+| measure ({result.unit}) | value |
+|---|---|
+{rows}
+
+{result.notes}
+{verdict} its naive baseline.
+
+Reproduce (seed {int(saved["seed"])}; {saved["seconds"]:.0f} s on one thread when this one was trained):
+
+    cellar-models train {name} && cellar-models export {name}
+"""
+
+
+_VERBS = {"train": _train, "evaluate": _evaluate, "export": _export, "verify": _verify}
+
+if __name__ == "__main__":
+    sys.exit(main())

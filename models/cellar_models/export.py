@@ -1,0 +1,126 @@
+"""From a trained network to a zoo folder: TorchScript, ONNX, manifest and card, or nothing where `verify` fails."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import logging
+import shutil
+import tempfile
+import warnings
+from pathlib import Path
+
+import torch
+from cellar_proto.v1.manifest_pb2 import Manifest
+from google.protobuf import json_format
+from torch import Tensor, nn
+
+from cellar_models.network import Network
+from cellar_models.recurrent import OPSET, TRANSLATIONS
+from cellar_models.verify import TOLERANCE, Report, verify
+
+
+class _Prime(nn.Module):
+    """A network's `prime` as a module of its own."""
+
+    def __init__(self, network: Network) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, condition: Tensor, state: Tensor) -> Tensor:
+        return self.network.prime(condition, state)
+
+
+def write_graphs(network: Network, folder: Path) -> None:
+    """model.onnx and model.pt, and prime.onnx and prime.pt where there is a prime; batch and time left open."""
+    import numpy as np
+
+    network.eval()
+    rng = np.random.default_rng(0)
+    x, state = torch.from_numpy(network.example(3, 4, rng)), torch.zeros(3, network.state_size)
+    batch, time = torch.export.Dim("batch"), torch.export.Dim("time")
+    _write(network, (x, state), ({0: batch, 1: time}, {0: batch}), ["y", "next_state"], folder, "model")
+    if network.has_prime:
+        condition = torch.from_numpy(network.example_condition(3, rng))
+        _write(_Prime(network), (condition, state), ({0: batch}, {0: batch}), ["next_state"], folder, "prime")
+
+
+def _write(
+    module: nn.Module, example: tuple[Tensor, Tensor], axes: object, outputs: list[str], folder: Path, name: str
+) -> None:
+    with warnings.catch_warnings(), torch.no_grad():
+        # torch.jit works and is said to be on its way out; TorchScript is part of what an artefact promises
+        warnings.filterwarnings("ignore", message=".*torch.jit.*", category=DeprecationWarning)
+        torch.jit.trace(module, example, check_trace=False).save(str(folder / f"{name}.pt"))
+        exported = copy.deepcopy(module)
+        for part in exported.modules():
+            if hasattr(part, "prepare_export"):
+                part.prepare_export()
+        # the exporter's own remarks: on its tree specifications, and that two inputs share the batch axis
+        warnings.filterwarnings("ignore", category=FutureWarning, message=".*LeafSpec.*")
+        warnings.filterwarnings("ignore", category=UserWarning, message=".*axis name.*")
+        warnings.filterwarnings("ignore", category=DeprecationWarning)
+        logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+        program = torch.onnx.export(
+            exported,
+            example,
+            dynamo=True,
+            opset_version=OPSET,
+            dynamic_shapes=axes,  # type: ignore[arg-type]
+            input_names=["x", "state"],
+            output_names=outputs,
+            custom_translation_table=TRANSLATIONS,
+            verbose=False,
+            external_data=False,
+        )
+        assert program is not None
+        program.save(str(folder / f"{name}.onnx"), external_data=False)
+
+
+def write_manifest(network: Network, version: int, report: Report, folder: Path) -> Manifest:
+    """manifest.json, with the hashes of all that lies in the folder."""
+    manifest = Manifest(format=1, name=network.name, version=version, state_size=network.state_size, opset=OPSET)
+    network.describe(manifest, folder)
+    manifest.step.file = "model.onnx"
+    manifest.step.input, manifest.step.state_input = "x", "state"
+    manifest.step.output, manifest.step.state_output = "y", "next_state"
+    manifest.torchscript_file = "model.pt"
+    if network.has_prime:
+        manifest.prime.graph.file = "prime.onnx"
+        manifest.prime.graph.input, manifest.prime.graph.state_input = "x", "state"
+        manifest.prime.graph.state_output = "next_state"
+        manifest.prime_torchscript_file = "prime.pt"
+    manifest.num_parameters = sum(p.numel() for p in network.parameters())
+    manifest.parity.max_relative_error = report.max_relative_error
+    manifest.parity.tolerance = TOLERANCE
+    manifest.parity.is_bit_identical = report.is_bit_identical
+    manifest.parity.min_rows, manifest.parity.min_steps = report.min_rows, report.min_steps
+    for path in sorted(folder.iterdir()):
+        if path.is_file() and path.name not in ("manifest.json", "CARD.md"):
+            manifest.sha256[path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
+    text = json_format.MessageToJson(manifest, preserving_proto_field_name=True, indent=1)
+    (folder / "manifest.json").write_text(text + "\n")
+    return manifest
+
+
+def export(network: Network, zoo: Path, *, version: int = 1, card: str = "", samples: object = None) -> Path:
+    """Writes `zoo`/<name>/<version>/ anew; VerifyError, and nothing written, where a graph fails.
+
+    samples: called with the folder in which to put sample inputs.
+    """
+    target = zoo / network.name / str(version)
+    with tempfile.TemporaryDirectory() as made:
+        folder = Path(made) / "entry"
+        folder.mkdir()
+        write_graphs(network, folder)
+        report = verify(network, folder)
+        manifest = write_manifest(network, version, report, folder)
+        if samples is not None:
+            (folder / "samples").mkdir()
+            samples(folder / "samples")  # type: ignore[operator]
+        (folder / "CARD.md").write_text(card.format(manifest=manifest, report=report) if card else "")
+        if target.exists():
+            shutil.rmtree(target)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.move(folder, target)
+    return target

@@ -1,0 +1,78 @@
+"""The loop that all networks are trained by: clipped gradients, validation, early stopping, the best weights kept."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+
+@dataclass(frozen=True)
+class Result:
+    """What an evaluation found: metrics and naive baselines by name, in `unit`; `is_better` than the naive one."""
+
+    metrics: dict[str, float]
+    baselines: dict[str, float]
+    unit: str
+    is_better: bool
+    notes: str = ""
+    more: dict[str, float] = field(default_factory=dict)
+
+
+class Trainer:
+    """AdamW with the gradient's norm clipped (Pascanu et al., 2013) against explosion through time."""
+
+    def __init__(
+        self,
+        network: nn.Module,
+        *,
+        learning_rate: float = 2e-3,
+        weight_decay: float = 1e-2,
+        max_norm: float = 1.0,
+        is_quiet: bool = False,
+        max_epochs: int | None = None,
+    ) -> None:
+        self.network = network
+        self.optimizer = torch.optim.AdamW(network.parameters(), lr=learning_rate, weight_decay=weight_decay)
+        self.max_norm = max_norm
+        self.is_quiet = is_quiet
+        self.max_epochs = max_epochs
+
+    def step(self, loss: Tensor) -> float:
+        """One update by backpropagation (through time, over what the loss hangs on); the loss."""
+        self.optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.network.parameters(), self.max_norm)
+        self.optimizer.step()
+        return float(loss.detach())
+
+    def fit(
+        self, epoch: Callable[[], float], validate: Callable[[], float], *, num_epochs: int, patience: int
+    ) -> list[float]:
+        """Trains until `patience` epochs brought nothing; leaves the network with the weights of the lowest validation
+        loss. `epoch` trains once over the data and gives its mean loss. Gives the validation losses."""
+        best, losses = float("inf"), []
+        weights = copy.deepcopy(self.network.state_dict())
+        with tqdm(total=min(num_epochs, self.max_epochs or num_epochs), disable=self.is_quiet, unit="epoch") as bar:
+            for _ in range(bar.total):
+                self.network.train()
+                train_loss = epoch()
+                self.network.eval()
+                with torch.no_grad():
+                    losses.append(validate())
+                if losses[-1] < best:
+                    best, weights = losses[-1], copy.deepcopy(self.network.state_dict())
+                    best_at = len(losses)
+                bar.update()
+                bar.set_postfix(train=f"{train_loss:.4f}", valid=f"{losses[-1]:.4f}", best=f"{best:.4f}")
+                if len(losses) - best_at >= patience:
+                    break
+                for group in self.optimizer.param_groups:
+                    group["lr"] *= 0.97
+        self.network.load_state_dict(weights)
+        self.network.eval()
+        return losses

@@ -1,0 +1,132 @@
+"""Does an artefact compute its equations, in eager, TorchScript and ONNX form, however cut and batched?"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import torch
+
+from cellar_models.network import Network
+
+ROWS = (1, 2, 7, 64, 256)
+CUTS = (1, 2, 5, 16)
+TOLERANCE = 1e-5
+
+
+class VerifyError(ValueError):
+    """An artefact differs from its equations, or between its forms, by more than the tolerance."""
+
+
+@dataclass
+class Report:
+    """What was found. differences: largest difference over the largest output, by form; is_bit_identical: the same
+    bits at all rows and cuts; min_rows, min_steps: the fewest from which on the bits agree (1 where always)."""
+
+    differences: dict[str, float] = field(default_factory=dict)
+    is_bit_identical: bool = True
+    min_rows: int = 1
+    min_steps: int = 1
+
+    @property
+    def max_relative_error(self) -> float:
+        return max(self.differences.values())
+
+
+def open_session(path: Path) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def verify(network: Network, folder: Path, seed: int = 0) -> Report:
+    """Holds the graphs in `folder` to the network's equations; VerifyError where one fails.
+
+    Rows 1, 2, 7, 64, 256 by 16 steps, whole, in equal cuts of 1, 2, 5 and 16 steps and in random ones: none of these
+    sizes is the one that the graphs were made with.
+    """
+    rng = np.random.default_rng(seed)
+    step = open_session(folder / "model.onnx")
+    script = torch.jit.load(str(folder / "model.pt"))
+    _check_axes(step)
+    network.eval()
+    x = network.example(max(ROWS), max(CUTS), rng)
+    start = np.zeros((max(ROWS), network.state_size), np.float32)
+    report = Report()
+
+    def note(form: str, found: np.ndarray, expected: np.ndarray) -> None:
+        difference = float(np.abs(found - expected).max() / max(np.abs(expected).max(), 1e-12))
+        report.differences[form] = max(report.differences.get(form, 0.0), difference)
+        if not difference <= TOLERANCE:
+            raise VerifyError(f"{network.name}: {form} differs by {difference:.2e} of the largest output")
+
+    if network.has_prime:
+        condition = network.example_condition(max(ROWS), rng)
+        with torch.no_grad():
+            primed = network.prime(torch.from_numpy(condition), torch.from_numpy(start)).numpy()
+        note("prime, ONNX Runtime", open_session(folder / "prime.onnx").run(None, _feed(condition, start))[0], primed)
+        with torch.no_grad():
+            scripted = torch.jit.load(str(folder / "prime.pt"))(torch.from_numpy(condition), torch.from_numpy(start))
+        note("prime, TorchScript", scripted.numpy(), primed)
+        start = primed
+    expected, expected_state = network.equations(x, start.astype(np.float64))
+    with torch.no_grad():
+        for form, function in (("eager", network), ("TorchScript", script)):
+            y, state = function(torch.from_numpy(x), torch.from_numpy(start))
+            note(form, y.numpy(), expected)
+            note(f"{form}, state", state.numpy(), expected_state)
+    whole = {}
+    for rows in ROWS:
+        y, state = step.run(None, _feed(x[:rows], start[:rows]))
+        whole[rows] = y
+        note("ONNX Runtime", y, expected[:rows])
+        note("ONNX Runtime, state", state, expected_state[:rows])
+    reference = whole[max(ROWS)]
+    differing_rows, differing_steps = {0}, {0}
+    for rows in ROWS:
+        if not np.array_equal(whole[rows], reference[:rows]):
+            differing_rows.add(rows)
+        for cut in (*CUTS, 0):
+            sizes = [cut] * (16 // cut) + ([16 % cut] if 16 % cut else []) if cut else _random_cuts(rng, 16)
+            y = _in_cuts(step, x[:rows], start[:rows], sizes)
+            note("ONNX Runtime, cut", y, expected[:rows])
+            if not np.array_equal(y, reference[:rows]):
+                (differing_rows if rows in differing_rows else differing_steps).add(
+                    rows if rows in differing_rows else 1
+                )
+    report.is_bit_identical = len(differing_rows) == len(differing_steps) == 1
+    later = [rows for rows in ROWS if rows > max(differing_rows)]
+    report.min_rows = later[0] if later and len(differing_rows) > 1 else 1
+    report.min_steps = 2 if len(differing_steps) > 1 else 1
+    return report
+
+
+def _feed(x: np.ndarray, state: np.ndarray) -> dict[str, np.ndarray]:
+    return {"x": x, "state": state}
+
+
+def _in_cuts(session: onnxruntime.InferenceSession, x: np.ndarray, state: np.ndarray, sizes: list[int]) -> np.ndarray:
+    outputs, at = [], 0
+    for size in sizes:
+        y, state = session.run(None, _feed(x[:, at : at + size], state))
+        outputs.append(y)
+        at += size
+    return np.concatenate(outputs, axis=1)
+
+
+def _random_cuts(rng: np.random.Generator, total: int) -> list[int]:
+    sizes: list[int] = []
+    while sum(sizes) < total:
+        sizes.append(int(min(rng.integers(1, 8), total - sum(sizes))))
+    return sizes
+
+
+def _check_axes(session: onnxruntime.InferenceSession) -> None:
+    """VerifyError unless batch and time are open on every input and output."""
+    for place, num_open in zip([*session.get_inputs(), *session.get_outputs()], [2, 1, 2, 1], strict=True):
+        for axis, size in enumerate(place.shape[:num_open]):
+            if isinstance(size, int):
+                raise VerifyError(f"axis {axis} of {place.name} is fixed at {size}")
