@@ -1,0 +1,1 @@
+"""gRPC: what comes over the wire goes to an engine, what an engine delivers goes back."""

@@ -11,7 +11,7 @@ import numpy as np
 def reserve(rows: int, columns: int, dtype: type = np.float32) -> np.ndarray:
     """Zeros [rows, columns] as untouched virtual memory: a page costs nothing until it is written."""
     count = max(1, rows * columns)
-    buffer = mmap.mmap(-1, count * np.dtype(dtype).itemsize, flags=mmap.MAP_PRIVATE | mmap.MAP_NORESERVE)
+    buffer = mmap.mmap(-1, count * np.dtype(dtype).itemsize, flags=mmap.MAP_PRIVATE)
     return np.frombuffer(buffer, dtype=dtype, count=rows * columns).reshape(rows, columns)
 
 

@@ -1,0 +1,1 @@
+"""What stands around a graph: text to ids, acts to features, ids to text."""

@@ -1,0 +1,69 @@
+"""Text to token ids, as it arrives: what may still change is held back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from cellar_proto.v1.reason_pb2 import Reason
+from tokenizers import Tokenizer
+
+from cellar_server.errors import CellarError
+
+
+class TextCodec:
+    """Cuts text at white space and encodes whole words, so that ids do not depend on how the text was cut."""
+
+    def __init__(self, tokenizer_file: Path, max_word_bytes: int = 256) -> None:
+        self.tokenizer = Tokenizer.from_str(tokenizer_file.read_text("utf-8"))
+        self.max_word_bytes = max_word_bytes
+
+    def take(self, tail: bytes, chunk: bytes, end: bool) -> tuple[np.ndarray, bytes]:
+        """Ids int64 [n] of the words that are now whole, and the new tail (at most max_word_bytes).
+
+        tail: what was held back; end: nothing follows, so the last word is whole too. A word longer than max_word_bytes
+        is cut there, before the character that would go over. INVALID_TEXT for bytes that are not UTF-8, by their
+        place in tail + chunk; half a character at the end of a chunk waits for its rest.
+        """
+        data = tail + chunk
+        try:
+            text, rest = data.decode("utf-8"), b""
+        except UnicodeDecodeError as error:
+            is_cut_short = error.reason == "unexpected end of data" and error.end == len(data)
+            if end or not is_cut_short:
+                raise CellarError(
+                    Reason.INVALID_TEXT, f"the text is not UTF-8 at byte {error.start - len(tail)} of the chunk"
+                ) from None
+            text, rest = data[: error.start].decode("utf-8"), data[error.start :]
+        words: list[str] = []
+        for word, is_open in _words(text):
+            pieces = self._cut(word)
+            held = is_open and not end
+            words += pieces[:-1] if held else pieces
+            if held:
+                rest = pieces[-1].encode() + rest
+        if not words:
+            return np.zeros(0, np.int64), rest
+        encodings = self.tokenizer.encode_batch(words, add_special_tokens=False)
+        return np.array([id for encoding in encodings for id in encoding.ids], np.int64), rest
+
+    def _cut(self, word: str) -> list[str]:
+        """A word in pieces of at most max_word_bytes."""
+        if len(word) * 4 <= self.max_word_bytes:
+            return [word]
+        pieces, size, piece = [], 0, ""
+        for character in word:
+            width = len(character.encode())
+            if size + width > self.max_word_bytes:
+                pieces.append(piece)
+                size, piece = 0, ""
+            piece += character
+            size += width
+        return [*pieces, piece]
+
+
+def _words(text: str) -> list[tuple[str, bool]]:
+    """Words between white space, the last one open where no white space follows it."""
+    words = text.split()
+    is_open = bool(words) and not text[-1].isspace()
+    return [(word, is_open and i == len(words) - 1) for i, word in enumerate(words)]

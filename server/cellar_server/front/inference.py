@@ -1,0 +1,156 @@
+"""Inference: Predict, Generate and Stream."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import AsyncIterator
+
+import grpc
+from cellar_proto.v1 import inference_pb2_grpc
+from cellar_proto.v1.inference_pb2 import (
+    GenerateRequest,
+    GenerateResponse,
+    PredictRequest,
+    PredictResponse,
+    StreamRequest,
+)
+from cellar_proto.v1.manifest_pb2 import Mode
+from cellar_proto.v1.reason_pb2 import Reason
+
+from cellar_server.errors import CellarError
+from cellar_server.front.registry import Pending, Registry
+from cellar_server.front.status import abort
+from cellar_server.front.streams import StreamSession, row_errors, tensor
+from cellar_server.sampling.sampler import Options
+from cellar_server.sessions import messages
+
+# Emissions that a generation may be ahead of its reader.
+CREDITS = 32
+
+
+def _deadline(context: grpc.aio.ServicerContext, timeout_ms: int) -> float:
+    """The earlier of a request's timeout and its call's deadline, on the monotonic clock; 0 for none."""
+    left = context.time_remaining()
+    if timeout_ms and (left is None or timeout_ms / 1000 < left):
+        left = timeout_ms / 1000
+    return 0.0 if left is None else time.monotonic() + left
+
+
+class _Emissions:
+    """The replies of one generation, in order."""
+
+    def __init__(self) -> None:
+        self.queue: asyncio.Queue[messages.GenerateReply] = asyncio.Queue()
+
+    def receive(self, reply: messages.GenerateReply) -> None:
+        self.queue.put_nowait(reply)
+
+
+class Inference(inference_pb2_grpc.InferenceServicer):
+    """See inference.proto."""
+
+    def __init__(self, registry: Registry) -> None:
+        self.registry = registry
+
+    async def Predict(self, request: PredictRequest, context: grpc.aio.ServicerContext) -> PredictResponse:
+        try:
+            engine = self.registry.find(request.model, request.version)
+            lengths = list(request.lengths)
+            shape = list(request.inputs.shape)
+            if not lengths:
+                unit = 1 if engine.model.text is not None else _unit_bytes(engine)
+                total = shape[0] if shape else len(request.inputs.data) // unit
+                if not total:
+                    raise CellarError(Reason.EMPTY_INPUT, "the call holds no sequence")
+                lengths = [total]
+            mode = engine.manifest.mode
+            everything = (
+                request.all_emissions
+                if request.HasField("all_emissions")
+                else mode not in (Mode.ONE_TO_ONE, Mode.MANY_TO_ONE)
+            )
+            pending = Pending()
+            engine.post(
+                messages.PredictRequest(
+                    pending,
+                    lengths,
+                    request.inputs.dtype,
+                    shape,
+                    request.inputs.data,
+                    everything,
+                    _deadline(context, request.timeout_ms),
+                    request.is_bulk,
+                )
+            )
+            try:
+                reply: messages.PredictReply = await pending.future
+            except asyncio.CancelledError:
+                engine.post(messages.Cancel(pending))
+                raise
+        except CellarError as error:
+            await abort(context, error)
+        return PredictResponse(
+            version=engine.version,
+            lengths=reply.lengths,
+            outputs=tensor(reply.outputs),
+            errors=row_errors(reply.errors),
+        )
+
+    async def Generate(
+        self, request: GenerateRequest, context: grpc.aio.ServicerContext
+    ) -> AsyncIterator[GenerateResponse]:
+        emissions = _Emissions()
+        engine = None
+        is_over = False
+        try:
+            engine = self.registry.find(request.model, request.version)
+            if not engine.manifest.HasField("generation"):
+                raise CellarError(Reason.UNSUPPORTED, f"model {request.model!r} does not generate")
+            options = Options.from_proto(request.sampling, engine.manifest.generation, lambda: secrets.randbits(64))
+            engine.post(
+                messages.GenerateRequest(
+                    emissions,
+                    request.text,
+                    request.condition.data,
+                    options,
+                    request.session_id,
+                    request.position,
+                    _deadline(context, request.timeout_ms),
+                    CREDITS,
+                )
+            )
+            while not is_over:
+                reply = await emissions.queue.get()
+                is_over = bool(reply.finish) or reply.error is not None
+                if reply.error is not None:
+                    raise reply.error
+                yield GenerateResponse(
+                    ids=reply.ids,
+                    log_probabilities=reply.log_probabilities,
+                    text=reply.text,
+                    position=reply.position,
+                    finish=reply.finish,
+                    seed=reply.seed,
+                    version=engine.version,
+                )
+                if reply.ids and not is_over:
+                    engine.post(messages.Credit(emissions, len(reply.ids)))
+        except CellarError as error:
+            is_over = True
+            await abort(context, error)
+        finally:
+            if engine is not None and not is_over:
+                engine.post(messages.Cancel(emissions))
+
+    async def Stream(self, requests: AsyncIterator[StreamRequest], context: grpc.aio.ServicerContext) -> None:
+        await StreamSession(context, self.registry).run()
+
+
+def _unit_bytes(engine: object) -> int:
+    runtime = engine.model.runtime  # type: ignore[attr-defined]
+    size = runtime.input_dtype.itemsize
+    for axis in runtime.input_shape:
+        size *= axis
+    return size

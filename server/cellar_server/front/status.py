@@ -1,0 +1,68 @@
+"""Reasons as gRPC statuses: one table, and the one place where calls are aborted."""
+
+from __future__ import annotations
+
+import logging
+from typing import NoReturn
+
+import grpc
+from cellar_proto.v1.reason_pb2 import Reason
+
+from cellar_server.errors import CellarError
+from cellar_server.sessions.core import new_error_id
+
+log = logging.getLogger("cellar_server.front")
+
+# Trailing metadata that carries the serialised Error of a call that failed as a whole.
+ERROR_KEY = "cellar-error-bin"
+
+_INVALID = grpc.StatusCode.INVALID_ARGUMENT
+_PRECONDITION = grpc.StatusCode.FAILED_PRECONDITION
+CODES: dict[int, grpc.StatusCode] = {
+    Reason.INVALID_REQUEST: _INVALID,
+    Reason.DTYPE_MISMATCH: _INVALID,
+    Reason.SHAPE_MISMATCH: _INVALID,
+    Reason.EMPTY_INPUT: _INVALID,
+    Reason.NON_FINITE_INPUT: _INVALID,
+    Reason.OUT_OF_VOCABULARY: _INVALID,
+    Reason.INVALID_TEXT: _INVALID,
+    Reason.INVALID_CONDITION: _INVALID,
+    Reason.TOO_LARGE: _INVALID,
+    Reason.UNSUPPORTED: _PRECONDITION,
+    Reason.DUPLICATE_SESSION: _INVALID,
+    Reason.MODEL_NOT_FOUND: grpc.StatusCode.NOT_FOUND,
+    Reason.MODEL_BROKEN: _PRECONDITION,
+    Reason.SESSION_NOT_FOUND: grpc.StatusCode.NOT_FOUND,
+    Reason.SESSION_EXISTS: grpc.StatusCode.ALREADY_EXISTS,
+    Reason.SESSION_EXPIRED: grpc.StatusCode.NOT_FOUND,
+    Reason.SESSION_CLOSED: grpc.StatusCode.NOT_FOUND,
+    Reason.STALE_HANDLE: _PRECONDITION,
+    Reason.POSITION_GAP: _PRECONDITION,
+    Reason.POSITION_CONFLICT: _PRECONDITION,
+    Reason.ANSWER_EXPIRED: _PRECONDITION,
+    Reason.OVERLOADED: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    Reason.DEADLINE_EXCEEDED: grpc.StatusCode.DEADLINE_EXCEEDED,
+    Reason.CANCELLED: grpc.StatusCode.CANCELLED,
+    Reason.SHUTTING_DOWN: grpc.StatusCode.UNAVAILABLE,
+    Reason.RUN_FAILED: grpc.StatusCode.INTERNAL,
+    Reason.INTERNAL: grpc.StatusCode.INTERNAL,
+    Reason.NOT_OWNER: grpc.StatusCode.PERMISSION_DENIED,
+    Reason.LEASE_LOST: grpc.StatusCode.ABORTED,
+    Reason.SESSION_LOST: grpc.StatusCode.DATA_LOSS,
+    Reason.STATE_INCOMPATIBLE: _PRECONDITION,
+    Reason.INVALID_SAMPLING: _INVALID,
+}
+
+
+async def abort(context: grpc.aio.ServicerContext, error: CellarError) -> NoReturn:
+    """Ends a call with an error's code, message and details."""
+    metadata = ((ERROR_KEY, error.to_proto().SerializeToString()),)
+    await context.abort(CODES[error.reason], error.message, metadata)
+    raise AssertionError("abort returned")
+
+
+def unforeseen(what: str) -> CellarError:
+    """Logs the exception being handled under an id; the error that names the id alone."""
+    error_id = new_error_id()
+    log.exception("%s [%s]", what, error_id)
+    return CellarError(Reason.INTERNAL, f"the server failed; its log has the fault as {error_id}", error_id=error_id)

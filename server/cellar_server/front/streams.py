@@ -1,0 +1,252 @@
+"""One caller's stream: frames in, answers out, and no more of either held than the limit."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections import deque
+from typing import Any
+
+import grpc
+import numpy as np
+from cellar_proto.v1.inference_pb2 import (
+    Answer,
+    ClosedSessions,
+    CloseSessions,
+    Frame,
+    FrameError,
+    OpenedSessions,
+    OpenSessions,
+    RowError,
+    StreamRequest,
+    StreamResponse,
+)
+from cellar_proto.v1.reason_pb2 import Reason
+from cellar_proto.v1.tensor_pb2 import DataType, Tensor
+
+from cellar_server.engine import Engine
+from cellar_server.errors import CellarError
+from cellar_server.front.registry import Registry, ask
+from cellar_server.front.status import unforeseen
+from cellar_server.sessions.messages import AnswerReply, FrameReply, FrameRequest, StreamClosed
+from cellar_server.sessions.sessions import Opened
+
+_numbers = itertools.count(1)
+
+
+def row_errors(errors: list[tuple[int, CellarError]]) -> list[RowError]:
+    return [RowError(row=row, error=error.to_proto()) for row, error in errors]
+
+
+def tensor(values: np.ndarray) -> Tensor:
+    """float32 [n, ...] as a message."""
+    return Tensor(dtype=DataType.FLOAT32, shape=values.shape, data=values.tobytes())
+
+
+class StreamSession:
+    """Reads a stream while there is room, writes what comes back, and ends when everything is answered.
+
+    A message counts against the room from its reading until its answers are written, so a caller who does not read
+    its answers is read no further; other streams go on.
+    """
+
+    def __init__(self, context: grpc.aio.ServicerContext, registry: Registry) -> None:
+        self.context = context
+        self.registry = registry
+        self.number = next(_numbers) & 0xFFFFFFFF
+        self._engines: dict[int, Engine] = {}  # by the handles issued here, where there are several models
+        self._used: list[Engine] = []
+        self._unanswered = 0  # rows posted and not answered
+        self._frames: dict[int, int] = {}  # rows of each unanswered message
+        self._outbox: deque[StreamResponse] = deque()
+        self._work = asyncio.Event()  # something to write, or the end
+        self._room = asyncio.Event()  # something was answered and written
+        self._is_half_closed = False
+
+    async def run(self) -> None:
+        """The whole life of the stream."""
+        writer = asyncio.ensure_future(self._write())
+        is_cancelled = True
+        try:
+            await self._read()
+            self._is_half_closed = True
+            self._work.set()
+            await writer
+            is_cancelled = False
+        finally:
+            writer.cancel()
+            for engine in self._used:
+                engine.post(StreamClosed(self.number, is_cancelled))
+
+    async def _read(self) -> None:
+        limit = self.registry.config.max_frames_in_flight
+        while True:
+            while len(self._frames) + len(self._outbox) >= limit:
+                self._room.clear()
+                await self._room.wait()
+            request: StreamRequest = await self.context.read()
+            if request is grpc.aio.EOF:
+                return
+            kind = request.WhichOneof("kind")
+            if kind == "frame":
+                self._post(request.frame)
+            elif kind == "open":
+                await self._open(request.open)
+            elif kind == "close":
+                await self._close(request.close)
+            else:
+                self._fail(0, CellarError(Reason.INVALID_REQUEST, "the message holds neither open, frame nor close"))
+
+    def _post(self, frame: Frame) -> None:
+        rows = len(frame.handles)
+        if len(self._used) <= 1:
+            if not self._used:
+                error = CellarError(Reason.STALE_HANDLE, "no session was opened on this stream")
+                self._send_errors(frame, error)
+                return
+            engine = self._used[0]
+        else:
+            engines = {id(e): e for e in (self._engines.get(handle) for handle in frame.handles) if e is not None}
+            if len(engines) > 1:
+                self._fail(
+                    frame.frame_id, CellarError(Reason.INVALID_REQUEST, "the frame holds sessions of several models")
+                )
+                return
+            engine = next(iter(engines.values()), self._used[0])
+        # a frame's rows are answered by several messages; its place is free when the last one is
+        self._frames[frame.frame_id] = self._frames.get(frame.frame_id, 0) + max(rows, 1)
+        engine.post(FrameRequest(self, self.number, frame))
+
+    def _send_errors(self, frame: Frame, error: CellarError) -> None:
+        """Refuses every row of a frame that no engine saw."""
+        n = len(frame.handles)
+        if not n or len(frame.positions) != n:
+            self._fail(frame.frame_id, error)
+            return
+        answer = Answer(
+            frame_ids=[frame.frame_id],
+            handles=frame.handles,
+            starts=frame.positions,
+            positions=[0] * n,
+            lengths=[0],
+            errors=row_errors([(i, error) for i in range(n)]),
+        )
+        self._put(StreamResponse(answer=answer))
+
+    async def _open(self, message: OpenSessions) -> None:
+        try:
+            engine = self.registry.find(message.model, message.version)
+            options = message.options
+            opened = await ask(
+                engine,
+                lambda sessions: sessions.open(
+                    list(message.ids),
+                    count=message.count,
+                    resume=message.resume,
+                    stream=self.number,
+                    max_idle_s=options.max_idle_s,
+                    max_age_s=options.max_age_s,
+                    token=message.request_token,
+                ),
+            )
+        except CellarError as error:
+            self._fail(message.frame_id, error)
+            return
+        if engine not in self._used:
+            self._used.append(engine)
+            if len(self._used) == 2:
+                self._engines.update(dict.fromkeys(self._engines, self._used[0]))
+        good: list[Opened | None] = [each if isinstance(each, Opened) else None for each in opened]
+        self._engines.update({each.handle: engine for each in good if each is not None})
+        ids = message.ids or [each.id if each else "" for each in good]
+        reply = OpenedSessions(
+            frame_id=message.frame_id,
+            ids=ids,
+            handles=[each.handle if each else 0 for each in good],
+            positions=[each.position if each else 0 for each in good],
+            errors=row_errors([(i, each) for i, each in enumerate(opened) if isinstance(each, CellarError)]),
+            version=engine.version,
+        )
+        self._put(StreamResponse(opened=reply))
+
+    async def _close(self, message: CloseSessions) -> None:
+        handles = list(message.handles)
+        results: list[tuple[int, CellarError | None]] = [
+            (0, CellarError(Reason.STALE_HANDLE, "this handle was not issued to this stream by this process"))
+        ] * len(handles)
+        try:
+            for engine in self._used:
+                mine = [i for i, handle in enumerate(handles) if self._engines.get(handle) is engine]
+                if mine:
+                    chosen = [handles[i] for i in mine]
+                    found = await ask(engine, lambda sessions, c=chosen: sessions.close_handles(self.number, c))
+                    for i, result in zip(mine, found, strict=True):
+                        results[i] = result
+        except CellarError as error:
+            self._fail(message.frame_id, error)
+            return
+        errors = [(i, error) for i, (_, error) in enumerate(results) if error is not None]
+        reply = ClosedSessions(
+            frame_id=message.frame_id,
+            handles=handles,
+            positions=[position for position, _ in results],
+            errors=row_errors(errors),
+        )
+        self._put(StreamResponse(closed=reply))
+
+    def _fail(self, frame_id: int, error: CellarError) -> None:
+        self._put(StreamResponse(frame_error=FrameError(frame_id=frame_id, error=error.to_proto())))
+
+    # -- out -----------------------------------------------------------------------------------------------------
+
+    def receive(self, reply: AnswerReply | FrameReply | Any) -> None:
+        """An engine's reply, on the event loop."""
+        if isinstance(reply, FrameReply):
+            self._frames.pop(reply.frame_id, None)
+            self._fail(reply.frame_id, reply.error)
+            return
+        ids = reply.frame_ids
+        is_one = len(ids) == 1 or ids.count(ids[0]) == len(ids)
+        frames = self._frames
+        for frame_id, rows in ((ids[0], len(ids)),) if is_one else [(each, 1) for each in ids]:
+            left = frames.get(frame_id, 0) - rows
+            if left > 0:
+                frames[frame_id] = left
+            else:
+                frames.pop(frame_id, None)
+        lengths = reply.lengths
+        answer = Answer(
+            frame_ids=ids[:1] if is_one else ids,
+            handles=reply.handles,
+            starts=reply.starts,
+            positions=reply.positions,
+            lengths=lengths[:1] if lengths.count(lengths[0]) == len(lengths) else lengths,
+            outputs=tensor(reply.outputs),
+        )
+        if reply.errors:
+            answer.errors.extend(row_errors(reply.errors))
+        self._put(StreamResponse(answer=answer))
+
+    def _put(self, response: StreamResponse) -> None:
+        self._outbox.append(response)
+        self._work.set()
+
+    async def _write(self) -> None:
+        outbox = self._outbox
+        try:
+            while True:
+                if not outbox:
+                    if self._is_half_closed and not self._frames:
+                        return
+                    self._work.clear()
+                    await self._work.wait()
+                    continue
+                await self.context.write(outbox[0])
+                outbox.popleft()
+                self._room.set()
+        except asyncio.CancelledError:
+            raise
+        except Exception:
+            # the caller is gone in the middle of a write; its read ends the stream
+            if not self.context.cancelled():
+                unforeseen("writing to a stream failed")

@@ -1,0 +1,1 @@
+"""Runtimes: batched calls of a model's graphs. Know no session."""

@@ -1,0 +1,1 @@
+"""How the next emission is drawn from a model's logits."""

@@ -1,0 +1,111 @@
+"""Drawing the next emission: greedy, temperature, top-k, top-p. No row's draw depends on another row."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from cellar_proto.v1 import manifest_pb2, sampling_pb2
+from cellar_proto.v1.reason_pb2 import Reason
+
+from cellar_server.errors import CellarError
+from cellar_server.sampling.philox import uniforms
+
+MAX_TEMPERATURE = 100.0
+MAX_STOPS, MAX_STOP_BYTES = 8, 64
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How one generation is drawn. temperature 0: greedy; top_k 0, top_p 0 or 1: no cut; max_steps: emissions."""
+
+    temperature: float
+    top_k: int
+    top_p: float
+    seed: int
+    max_steps: int
+    stop: tuple[bytes, ...] = ()
+
+    @staticmethod
+    def from_proto(
+        sampling: sampling_pb2.Sampling, generation: manifest_pb2.Generation, mint_seed: Callable[[], int]
+    ) -> Options:
+        """Checked options; INVALID_SAMPLING names the first that cannot be."""
+        limit = generation.max_steps
+        for is_bad, message in (
+            (
+                not 0 <= sampling.temperature <= MAX_TEMPERATURE,
+                f"temperature is from 0 to {MAX_TEMPERATURE:g}, not {sampling.temperature:g}",
+            ),
+            (not 0 <= sampling.top_p <= 1, f"top_p is from 0 to 1, not {sampling.top_p:g}"),
+            (math.isnan(sampling.temperature) or math.isnan(sampling.top_p), "a sampling option is NaN"),
+            (sampling.max_steps > limit, f"max_steps is {limit} at most, not {sampling.max_steps}"),
+            (len(sampling.stop) > MAX_STOPS, f"at most {MAX_STOPS} stop texts"),
+            (
+                any(not 1 <= len(s.encode()) <= MAX_STOP_BYTES for s in sampling.stop),
+                f"a stop text has 1 to {MAX_STOP_BYTES} bytes",
+            ),
+        ):
+            if is_bad:
+                raise CellarError(Reason.INVALID_SAMPLING, message)
+        return Options(
+            sampling.temperature,
+            sampling.top_k,
+            sampling.top_p,
+            sampling.seed if sampling.HasField("seed") else mint_seed(),
+            sampling.max_steps or min(generation.default_max_steps, limit),
+            tuple(stop.encode() for stop in sampling.stop),
+        )
+
+
+def sample(
+    logits: np.ndarray,
+    temperature: np.ndarray,
+    top_k: np.ndarray,
+    top_p: np.ndarray,
+    seeds: np.ndarray,
+    positions: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray]:
+    """The next token of each row and its log-probability before any cut.
+
+    logits: float32 [rows, V]; temperature, top_k, top_p, seeds, positions (both uint64): [rows] -> ids int64 [rows],
+    log_probabilities float32 [rows]. Greedy rows take the lowest of equal ids. A drawn row is ordered by falling
+    logit, cut to the top k, then to the fewest whose share reaches top_p, and inverted at a Philox number of its
+    seed and position.
+    """
+    wide = logits.astype(np.float64)
+    shifted = wide - wide.max(axis=1, keepdims=True)
+    log_probabilities = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    ids = wide.argmax(axis=1)
+    drawn = np.flatnonzero(temperature > 0)
+    if len(drawn):
+        ids[drawn] = _draw(
+            shifted[drawn], temperature[drawn], top_k[drawn], top_p[drawn], seeds[drawn], positions[drawn]
+        )
+    return ids, log_probabilities[np.arange(len(ids)), ids].astype(np.float32)
+
+
+def _draw(
+    shifted: np.ndarray,
+    temperature: np.ndarray,
+    top_k: np.ndarray,
+    top_p: np.ndarray,
+    seeds: np.ndarray,
+    positions: np.ndarray,
+) -> np.ndarray:
+    rows, size = shifted.shape
+    order = np.argsort(-shifted, axis=1, kind="stable")
+    weights = np.exp(np.take_along_axis(shifted, order, axis=1) / temperature[:, None].astype(np.float64))
+    k = np.where(top_k > 0, np.minimum(top_k, size), size)
+    weights[np.arange(size) >= k[:, None]] = 0.0
+    sums = np.cumsum(weights, axis=1)
+    p = np.where((top_p > 0) & (top_p < 1), top_p.astype(np.float64), 2.0)
+    # a token stays while the ones before it have not reached top_p of the whole
+    weights[(sums - weights) >= p[:, None] * sums[:, -1:]] = 0.0
+    sums = np.cumsum(weights, axis=1)
+    target = uniforms(seeds, positions) * sums[:, -1]
+    place = (sums <= target[:, None]).sum(axis=1)
+    last = (weights > 0).sum(axis=1) - 1
+    return order[np.arange(rows), np.minimum(place, last)]

@@ -1,0 +1,161 @@
+"""Model folders: found, checked against their manifests, and opened. A folder is data, never code."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from cellar_proto.v1.manifest_pb2 import Manifest, Mode
+from cellar_proto.v1.reason_pb2 import Reason
+from google.protobuf import json_format
+
+from cellar_server.codecs.dialogue_act import DialogueActCodec
+from cellar_server.codecs.text import TextCodec
+from cellar_server.codecs.vocabulary import Vocabulary
+from cellar_server.errors import CellarError
+from cellar_server.runtime.base import Runtime, StartupError
+from cellar_server.runtime.onnx import DTYPES, GraphMismatch, OnnxRuntime
+
+log = logging.getLogger("cellar_server.zoo")
+MAX_FILE_BYTES = 1 << 30
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A folder that claims to be a model: <name>/<version>/manifest.json."""
+
+    name: str
+    version: int
+    folder: Path
+
+
+@dataclass(frozen=True)
+class Model:
+    """An opened model: its manifest, runtime and codecs."""
+
+    manifest: Manifest
+    runtime: Runtime
+    text: TextCodec | None = None
+    condition: DialogueActCodec | None = None
+    vocabulary: Vocabulary | None = None
+
+
+def find(folder: Path) -> list[Entry]:
+    """All entries <folder>/<name>/<version>/, by name and version; StartupError where the folder is none."""
+    if not folder.is_dir():
+        raise StartupError(f"the models folder {folder} does not exist")
+    entries = [
+        Entry(path.parent.name, int(path.name), path)
+        for path in folder.glob("*/*")
+        if path.is_dir() and path.name.isdecimal()
+    ]
+    return sorted(entries, key=lambda entry: (entry.name, entry.version))
+
+
+def load(entry: Entry, *, provider: str = "cpu", intra_op: int = 1, spin: bool = False) -> Model:
+    """Opens one entry; CellarError MODEL_BROKEN with what is wrong with it."""
+    try:
+        manifest = _manifest(entry)
+        _check_parts(manifest)
+        runtime = OnnxRuntime(manifest, entry.folder, provider=provider, intra_op=intra_op, spin=spin)
+        _try_out(manifest, runtime)
+        return Model(manifest, runtime, *_codecs(manifest, entry.folder))
+    except StartupError:
+        raise
+    except Exception as error:
+        # whatever a folder does wrong, it is the folder that is broken, not the server
+        reason = " ".join(str(error).split())[:500]
+        raise CellarError(Reason.MODEL_BROKEN, f"{entry.name}/{entry.version}: {reason}") from error
+
+
+def _manifest(entry: Entry) -> Manifest:
+    path = entry.folder / "manifest.json"
+    if not path.is_file():
+        raise ValueError("manifest.json is missing")
+    manifest = json_format.Parse(path.read_text("utf-8"), Manifest())
+    if manifest.format != 1:
+        raise ValueError(f"manifest format {manifest.format}; this server reads 1")
+    if (manifest.name, manifest.version) != (entry.name, entry.version):
+        raise ValueError(f"the manifest is of {manifest.name}/{manifest.version}")
+    if manifest.input.dtype not in DTYPES or manifest.mode == Mode.MODE_UNSPECIFIED or not manifest.state_size:
+        raise ValueError("the manifest lacks mode, input.dtype or state_size")
+    named = [
+        manifest.step.file,
+        manifest.prime.graph.file,
+        manifest.start_file,
+        manifest.text.tokenizer_file,
+        manifest.generation.vocabulary_file,
+    ]
+    for name in named:
+        if name and name not in manifest.sha256:
+            raise ValueError(f"sha256 has no entry for {name}")
+    for name, sha256 in sorted(manifest.sha256.items()):
+        file = entry.folder / name
+        if Path(name).name != name or file.is_symlink():
+            raise ValueError(f"{name!r} is not a plain file name")
+        if not file.is_file():
+            raise ValueError(f"{name} is missing")
+        if file.stat().st_size > MAX_FILE_BYTES:
+            raise ValueError(f"{name} is over {MAX_FILE_BYTES} bytes")
+        if hashlib.sha256(file.read_bytes()).hexdigest() != sha256:
+            raise ValueError(f"{name} is not the file that the manifest describes (sha256)")
+    return manifest
+
+
+def _check_parts(manifest: Manifest) -> None:
+    """The parts must tile the state row, each name once."""
+    at, names = 0, set()
+    for part in sorted(manifest.parts, key=lambda part: part.offset):
+        if part.offset != at or part.name in names:
+            raise ValueError(f"state part {part.name!r} does not follow the one before it")
+        names.add(part.name)
+        at += int(np.prod(part.shape, dtype=np.int64))
+    if at != manifest.state_size:
+        raise ValueError(f"the state's parts hold {at} numbers; state_size is {manifest.state_size}")
+
+
+def _try_out(manifest: Manifest, runtime: Runtime) -> None:
+    """Runs the step at two sizes: shapes as said, outputs finite, and in cuts the same as whole."""
+    tolerance = max(manifest.parity.tolerance, 1e-6)
+    for rows, steps in ((3, 2), (2, 5)):
+        x = np.zeros((rows, steps, *runtime.input_shape), runtime.input_dtype)
+        state = np.tile(runtime.start, (rows, 1))
+        y, following = runtime.step(x, state)
+        if y.shape != (rows, steps, *runtime.output_shape) or following.shape != state.shape:
+            raise GraphMismatch(f"for {rows} rows of {steps} steps y is {y.shape} and the state {following.shape}")
+        if not (np.isfinite(y).all() and np.isfinite(following).all()):
+            raise GraphMismatch("zeros in give outputs that are not finite")
+        if manifest.is_whole_only:
+            continue
+        for t in range(steps):
+            one, state = runtime.step(x[:, t : t + 1], state)
+            if not np.allclose(one[:, 0], y[:, t], rtol=0, atol=tolerance * max(1.0, float(np.abs(y).max()))):
+                raise GraphMismatch("step by step gives other outputs than the whole sequence")
+    if manifest.HasField("prime"):
+        spec = manifest.prime.condition
+        time = (3,) if manifest.prime.is_recurrent else ()
+        condition = np.zeros((2, *time, *spec.shape), DTYPES[spec.dtype])
+        state = runtime.prime(condition, np.tile(runtime.start, (2, 1)))
+        if state.shape != (2, manifest.state_size):
+            raise GraphMismatch(f"prime gives a state of {state.shape}")
+
+
+def _codecs(manifest: Manifest, folder: Path) -> tuple[TextCodec | None, DialogueActCodec | None, Vocabulary | None]:
+    text = condition = vocabulary = None
+    if manifest.HasField("text"):
+        text = TextCodec(folder / manifest.text.tokenizer_file, manifest.text.max_word_bytes or 256)
+        size = text.tokenizer.get_vocab_size()
+        if size > manifest.input.vocabulary:
+            raise ValueError(f"the tokenizer has {size} tokens; the graph takes {manifest.input.vocabulary}")
+    if manifest.prime.WhichOneof("codec") == "dialogue_act":
+        condition = DialogueActCodec(manifest.prime.dialogue_act)
+        if list(manifest.prime.condition.shape) != [len(manifest.prime.dialogue_act.features)]:
+            raise ValueError("the condition's size is not the number of the codec's features")
+    if manifest.generation.vocabulary_file:
+        vocabulary = Vocabulary(folder / manifest.generation.vocabulary_file, manifest.generation.separator)
+        if [len(vocabulary.words)] != list(manifest.output.shape):
+            raise ValueError(f"{len(vocabulary.words)} words; the graph emits {list(manifest.output.shape)} logits")
+    return text, condition, vocabulary
