@@ -1,1 +1,1 @@
-"""What Cellar can do and what it costs: the demo (`python -m benchmarks.demo`) and the benchmark (`python -m benchmarks`)."""
+"""What Cellar can do (`python -m benchmarks.demo`) and what it costs (`python -m benchmarks`)."""

@@ -142,7 +142,9 @@ def streaming(client: cellar_client.Client, server: Served, wire: Wire, story: S
         difference = float(np.abs(np.concatenate(parts) - whole).max())
         tolerance = 1e-5 * float(np.abs(whole).max())
         same = "the same bits" if difference == 0 else f"within the card's tolerance {tolerance:.1e}"
-        story.check(difference <= tolerance, f"remembered = whole sequence: largest difference {difference:.1e}, {same}")
+        story.check(
+            difference <= tolerance, f"remembered = whole sequence: largest difference {difference:.1e}, {same}"
+        )
         fork = resumed.fork()
         calm, windy = hours[-1].copy(), hours[-1].copy()
         calm[5], windy[5] = 0.9, 200.0
@@ -164,7 +166,9 @@ def scoring(server: Served, folder: Path, story: Story) -> None:
     started = time.perf_counter()
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     took_s = time.perf_counter() - started
-    story.check(done.returncode == 0, f"cellar score ended well {done.stderr.strip()[-300:] if done.returncode else ''}")
+    story.check(
+        done.returncode == 0, f"cellar score ended well {done.stderr.strip()[-300:] if done.returncode else ''}"
+    )
     rows = pq.read_table(target).to_pylist()
     truth = [json.loads(line)["label"] for line in source.read_text().splitlines() if line]
     column = next(name for name in rows[0] if name in ("prediction", "predicted", "predicted_label", "sentiment_label"))

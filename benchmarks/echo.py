@@ -1,4 +1,4 @@
-"""A grpc.aio server that parses each message of a stream and answers one of the same size: what the transport allows."""
+"""A grpc.aio server that parses each message of a stream and answers one as large: what the transport allows."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from cellar_proto.v1 import inference_pb2_grpc
 class Echo(inference_pb2_grpc.InferenceServicer):
     """Gives every session a handle and every frame its own inputs back."""
 
-    async def Stream(  # noqa: N802
+    async def Stream(
         self, requests: AsyncIterator[pb.StreamRequest], context: grpc.aio.ServicerContext
     ) -> AsyncIterator[pb.StreamResponse]:
         async for request in requests:

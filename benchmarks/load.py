@@ -60,10 +60,14 @@ class Load:
         rows = sum(await asyncio.gather(*(self._drive(lane, started + window_s) for lane in self.lanes)))
         return rows / (time.perf_counter() - started)
 
-    async def _drive(self, lane: Lane, until: float) -> int:
+    async def step_once(self) -> None:
+        """One step of every session."""
+        await asyncio.gather(*(self._drive(lane, 0.0, least=len(lane.handles)) for lane in self.lanes))
+
+    async def _drive(self, lane: Lane, until: float, least: int = 0) -> int:
         pending, done = 0, 0
         while True:
-            while pending < self.depth * len(lane.handles) and time.perf_counter() < until:
+            while pending < self.depth * len(lane.handles) and (done + pending < least or time.perf_counter() < until):
                 await self._send(lane)
                 pending += len(lane.handles)
             if not pending:

@@ -64,9 +64,7 @@ def write_ceiling(path: Path) -> None:
     """The bare network: time first, plain h and c inputs."""
     states = {name: [1, "batch", HIDDEN] for name in PARTS}
     nexts = {f"next_{name}": [1, "batch", HIDDEN] for name in PARTS}
-    _save(
-        _body(), {"xt": ["time", "batch", WIDTH], **states}, {"yt": ["time", "batch", WIDTH], **nexts}, path
-    )
+    _save(_body(), {"xt": ["time", "batch", WIDTH], **states}, {"yt": ["time", "batch", WIDTH], **nexts}, path)
 
 
 def write_entry(zoo: Path) -> Path:
