@@ -61,18 +61,19 @@ class Load:
         return rows / (time.perf_counter() - started)
 
     async def step_once(self) -> None:
-        """One step of every session."""
-        await asyncio.gather(*(self._drive(lane, 0.0, least=len(lane.handles)) for lane in self.lanes))
+        """One step of every session, a stream after the other: all at once would be more than the queue holds."""
+        for lane in self.lanes:
+            await self._drive(lane, 0.0, least=len(lane.handles))
 
     async def _drive(self, lane: Lane, until: float, least: int = 0) -> int:
         pending, done = 0, 0
         while True:
+            sent = time.perf_counter()
             while pending < self.depth * len(lane.handles) and (done + pending < least or time.perf_counter() < until):
                 await self._send(lane)
                 pending += len(lane.handles)
             if not pending:
                 return done
-            sent = time.perf_counter()
             reply = await lane.call.read()
             if reply is grpc.aio.EOF or not reply.HasField("answer"):
                 raise AnswerError(str(reply))

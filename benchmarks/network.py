@@ -51,10 +51,12 @@ def _body() -> list[onnx.NodeProto]:
 
 
 def _save(nodes: list, inputs: dict[str, list], outputs: dict[str, list], path: Path) -> None:
+    used = {name for node in nodes for name in node.input}
+
     def values(shapes: dict[str, list]) -> list[onnx.ValueInfoProto]:
         return [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in shapes.items()]
 
-    graph = helper.make_graph(nodes, NAME, values(inputs), values(outputs), _weights())
+    graph = helper.make_graph(nodes, NAME, values(inputs), values(outputs), [w for w in _weights() if w.name in used])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=9)
     onnx.checker.check_model(model)
     onnx.save(model, path)

@@ -44,10 +44,14 @@ def ratio(order: Sequence[str], rates: Sequence[float]) -> Ratio:
     return Ratio(float(np.median(ours)), float(np.median(ceiling)), float(median), float(low), float(high), len(values))
 
 
-def compare(ours: Callable[[], float], ceiling: Callable[[], float], num_pairs: int) -> Ratio:
-    """Runs windows of the two arms in ABBA order; each call measures one window and gives its rate."""
+def compare(ours: Callable[[], float], ceiling: Callable[[], float], num_pairs: int, *, is_warm: bool = False) -> Ratio:
+    """Runs windows of the two arms in ABBA order, one of each before them uncounted unless they are warm already.
+
+    Each call measures one window and gives its rate.
+    """
     order = abba(num_pairs)
-    ours(), ceiling()  # warm both
+    if not is_warm:
+        ours(), ceiling()
     return ratio(order, [ours() if arm == "A" else ceiling() for arm in order])
 
 

@@ -21,13 +21,16 @@ _BASELINE = re.compile(r"^\| baseline: (.+?) \| (.+?) \|$", re.MULTILINE)
 
 def table(zoo: Path = ZOO) -> str:
     """One row a model: mode, network, the card's metric and its baselines."""
-    lines = ["| model | mode | network | on held-out data | baselines |", "|---|---|---|---|---|"]
+    lines = ["| model | mode | network | on held-out data | baselines | beats its naive baseline |"]
+    lines.append("|---|---|---|---|---|---|")
     for path in sorted(zoo.glob("*/*/manifest.json")):
         manifest, card = json.loads(path.read_text()), (path.parent / "CARD.md").read_text()
         metrics = ", ".join(f"{name} {float(value):.4g}" for name, value in _METRIC.findall(card))
         baselines = ", ".join(f"{name} {float(value):.4g}" for name, value in _BASELINE.findall(card))
-        mode = MODES[manifest["mode"]]
-        lines.append(f"| {manifest['name']} | {mode} | {manifest['architecture']} | {metrics} | {baselines} |")
+        mode, beats = MODES[manifest["mode"]], "yes" if "It beats its naive baseline" in card else "no"
+        lines.append(
+            f"| {manifest['name']} | {mode} | {manifest['architecture']} | {metrics} | {baselines} | {beats} |"
+        )
     return "\n".join(lines)
 
 
