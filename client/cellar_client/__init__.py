@@ -1,0 +1,52 @@
+"""Client of Cellar: trained recurrent networks over gRPC, whose hidden state the server keeps."""
+
+from cellar_client.aio import AsyncClient, AsyncSession
+from cellar_client.client import Client, Session
+from cellar_client.emissions import Emissions
+from cellar_client.errors import (
+    AnswerExpired,
+    CellarError,
+    DeadlineExceeded,
+    ModelNotFound,
+    NonFiniteInput,
+    Overloaded,
+    PositionConflict,
+    PositionGap,
+    SessionClosed,
+    SessionExists,
+    SessionExpired,
+    SessionNotFound,
+    ShapeMismatch,
+    StaleHandle,
+    Unavailable,
+)
+from cellar_client.messages import ModelInfo, SessionInfo, Token
+from cellar_client.stream import FrameAnswer, FrameStream
+
+__all__ = [
+    "AnswerExpired",
+    "AsyncClient",
+    "AsyncSession",
+    "CellarError",
+    "Client",
+    "DeadlineExceeded",
+    "Emissions",
+    "FrameAnswer",
+    "FrameStream",
+    "ModelInfo",
+    "ModelNotFound",
+    "NonFiniteInput",
+    "Overloaded",
+    "PositionConflict",
+    "PositionGap",
+    "Session",
+    "SessionClosed",
+    "SessionExists",
+    "SessionExpired",
+    "SessionInfo",
+    "SessionNotFound",
+    "ShapeMismatch",
+    "StaleHandle",
+    "Token",
+    "Unavailable",
+]

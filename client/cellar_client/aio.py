@@ -1,0 +1,420 @@
+"""The client, for asyncio: the same verbs as Client, awaited."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import grpc
+import numpy as np
+from cellar_proto.v1 import inference_pb2_grpc, models_pb2, models_pb2_grpc, sessions_pb2, sessions_pb2_grpc
+from cellar_proto.v1.inference_pb2 import Frame, OpenSessions, StreamRequest
+
+from cellar_client.client import generate_request
+from cellar_client.emissions import Emissions
+from cellar_client.errors import (
+    CellarError,
+    DeadlineExceeded,
+    SessionClosed,
+    SessionNotFound,
+    Unavailable,
+    from_error,
+    from_rpc,
+)
+from cellar_client.messages import (
+    CHANNEL_OPTIONS,
+    Codec,
+    ModelInfo,
+    SessionInfo,
+    Story,
+    Token,
+    mint_id,
+    mint_token,
+    model_info,
+    sampling,
+    session_info,
+)
+from cellar_client.stream import FrameAnswer, FrameBook
+
+
+@contextmanager
+def _typed() -> Iterator[None]:
+    try:
+        yield
+    except grpc.RpcError as error:
+        raise from_rpc(error) from None
+
+
+class AsyncWire:
+    """One Stream call: answers go to the queue of whoever waits for their frame."""
+
+    def __init__(self, stub: inference_pb2_grpc.InferenceStub) -> None:
+        self._call = stub.Stream()
+        self._waiting: dict[int, asyncio.Queue[Any]] = {}
+        self._number = 0
+        self._writing = asyncio.Lock()
+        self.error: CellarError | None = None
+        self._reader = asyncio.ensure_future(self._read())
+
+    async def _read(self) -> None:
+        error: CellarError = Unavailable("the stream has ended")
+        try:
+            async for response in self._call:
+                kind = response.WhichOneof("kind")
+                message = getattr(response, kind)
+                for frame_id in set(message.frame_ids) if kind == "answer" else [message.frame_id]:
+                    if frame_id in self._waiting:
+                        self._waiting[frame_id].put_nowait((kind, frame_id, message))
+        except grpc.RpcError as failure:
+            error = from_rpc(failure)
+        self.error = error
+        for each in set(self._waiting.values()):
+            each.put_nowait(error)
+        self._waiting.clear()
+
+    def next_id(self) -> int:
+        self._number += 1
+        return self._number
+
+    async def send(self, frame_id: int, request: StreamRequest, inbox: asyncio.Queue[Any]) -> None:
+        if self.error is not None:
+            raise self.error
+        self._waiting[frame_id] = inbox
+        try:
+            async with self._writing:
+                await self._call.write(request)
+        except (grpc.RpcError, asyncio.InvalidStateError):
+            await self._reader
+            raise (self.error or Unavailable("the stream has ended")) from None
+
+    def forget(self, frame_id: int) -> None:
+        self._waiting.pop(frame_id, None)
+
+    async def ask(self, frame_id: int, request: StreamRequest, timeout_s: float) -> Any:
+        inbox: asyncio.Queue[Any] = asyncio.Queue()
+        await self.send(frame_id, request, inbox)
+        try:
+            kind, _, message = await take(inbox, timeout_s)
+        finally:
+            self.forget(frame_id)
+        if kind == "frame_error":
+            raise from_error(message.error)
+        return message
+
+    async def close(self) -> None:
+        self._call.cancel()
+        await asyncio.gather(self._reader, return_exceptions=True)
+
+
+async def take(inbox: asyncio.Queue[Any], timeout_s: float) -> Any:
+    """The next answer; DeadlineExceeded, or the error that ended the stream."""
+    try:
+        found = await asyncio.wait_for(inbox.get(), timeout_s)
+    except TimeoutError:
+        raise DeadlineExceeded(f"no answer within {timeout_s:g} s") from None
+    if isinstance(found, CellarError):
+        raise found
+    return found
+
+
+class AsyncClient:
+    """A Cellar server, for asyncio. See Client for what the verbs take and give."""
+
+    def __init__(self, server: str = "127.0.0.1:50051", *, timeout: float = 30.0) -> None:
+        self.server = server
+        self.timeout = timeout
+        self._channel = grpc.aio.insecure_channel(server, options=CHANNEL_OPTIONS)
+        self._inference = inference_pb2_grpc.InferenceStub(self._channel)
+        self._sessions = sessions_pb2_grpc.SessionsStub(self._channel)
+        self._models = models_pb2_grpc.ModelsStub(self._channel)
+        self._codecs: dict[tuple[str, int], Codec] = {}
+        self._wire: AsyncWire | None = None
+
+    async def __aenter__(self) -> AsyncClient:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Ends the client's streams and its connection; sessions stay open until their idle limit."""
+        if self._wire is not None:
+            await self._wire.close()
+        await self._channel.close()
+
+    async def models(self) -> list[ModelInfo]:
+        """All models of the server, the broken ones with their error."""
+        with _typed():
+            found = await self._models.ListModels(models_pb2.ListModelsRequest(), timeout=self.timeout)
+        return [model_info(model) for model in found.models]
+
+    async def model(self, name: str, version: int = 0) -> ModelInfo:
+        """One model, with its counters as they stand."""
+        request = models_pb2.GetModelRequest(name=name, version=version)
+        with _typed():
+            return model_info(await self._models.GetModel(request, timeout=self.timeout))
+
+    async def _codec(self, name: str, version: int = 0) -> Codec:
+        if (name, version) not in self._codecs:
+            self._codecs[name, version] = Codec(await self.model(name, version))
+        return self._codecs[name, version]
+
+    async def predict(
+        self, model: str, x: Any, *, version: int = 0, all_emissions: bool | None = None, timeout: float | None = None
+    ) -> Emissions:
+        """The answer to one whole sequence."""
+        answers = await self.predict_many(model, [x], version=version, all_emissions=all_emissions, timeout=timeout)
+        if isinstance(answers[0], CellarError):
+            raise answers[0]
+        return answers[0]
+
+    async def predict_many(
+        self,
+        model: str,
+        xs: Sequence[Any],
+        *,
+        version: int = 0,
+        all_emissions: bool | None = None,
+        bulk: bool = False,
+        timeout: float | None = None,
+    ) -> list[Emissions | CellarError]:
+        """The answers to many whole sequences, in order; a sequence that failed has its error there."""
+        codec = await self._codec(model, version)
+        answers: list[Emissions | CellarError] = [SessionNotFound("")] * len(xs)
+        for places, lengths, parts, errors in codec.calls(xs):
+            for i, error in errors.items():
+                answers[i] = error
+            if not places:
+                continue
+            seconds = timeout or self.timeout
+            request = codec.predict_request(
+                lengths, parts, version=version, timeout_s=seconds, all_emissions=all_emissions, bulk=bulk
+            )
+            with _typed():
+                response = await self._inference.Predict(request, timeout=seconds)
+            for i, answer in zip(places, codec.predictions(response, all_emissions), strict=True):
+                answers[i] = answer
+        return answers
+
+    async def generate(
+        self,
+        model: str,
+        condition: str | bytes | np.ndarray = "",
+        *,
+        seed: int | None = None,
+        max_steps: int = 0,
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 0.0,
+        stop: Sequence[str] = (),
+        session_id: str = "",
+        position: int = 0,
+        version: int = 0,
+        timeout: float | None = None,
+    ) -> AsyncIterator[Token]:
+        """Emissions as they are made: `async for token in client.generate(...)`."""
+        options = sampling(seed=seed, max_steps=max_steps, temperature=temperature, top_k=top_k, top_p=top_p, stop=stop)
+        request = generate_request(model, condition, options, session_id, position, version)
+        call = self._inference.Generate(request, timeout=timeout or self.timeout)
+        story = Story(position)
+        try:
+            with _typed():
+                async for response in call:
+                    for token in story.tokens(response):
+                        yield token
+        finally:
+            call.cancel()
+
+    async def session(
+        self,
+        model: str,
+        *,
+        id: str = "",
+        max_idle_s: float = 0.0,
+        max_age_s: float = 0.0,
+        keep: bool = False,
+        version: int = 0,
+    ) -> AsyncSession:
+        """A new session: `async with await client.session("forecast") as s:`."""
+        codec = await self._codec(model, version)
+        request = sessions_pb2.OpenSessionRequest(
+            model=model,
+            version=version,
+            id=id or mint_id(),
+            options=sessions_pb2.SessionOptions(max_idle_s=max_idle_s, max_age_s=max_age_s),
+            request_token=mint_token(),
+        )
+        with _typed():
+            opened = await self._sessions.OpenSession(request, timeout=self.timeout)
+        return AsyncSession(self, codec, opened.id, opened.position, keep=keep)
+
+    async def resume(self, session_id: str, *, keep: bool = True) -> AsyncSession:
+        """An open session by its id, where it stands."""
+        request = sessions_pb2.GetSessionRequest(id=session_id)
+        with _typed():
+            found = await self._sessions.GetSession(request, timeout=self.timeout)
+        codec = await self._codec(found.model, found.version)
+        return AsyncSession(self, codec, found.id, found.position, keep=keep)
+
+    async def sessions(self, model: str = "") -> list[SessionInfo]:
+        """All open sessions, of one model or of all."""
+        found: list[SessionInfo] = []
+        token = ""
+        while True:
+            request = sessions_pb2.ListSessionsRequest(model=model, page_size=1000, page_token=token)
+            with _typed():
+                page = await self._sessions.ListSessions(request, timeout=self.timeout)
+            found += [session_info(session) for session in page.sessions]
+            token = page.next_page_token
+            if not token:
+                return found
+
+    async def close_session(self, session_id: str) -> SessionInfo:
+        """Closes a session by its id; how it stood."""
+        request = sessions_pb2.CloseSessionRequest(id=session_id, request_token=mint_token())
+        with _typed():
+            return session_info(await self._sessions.CloseSession(request, timeout=self.timeout))
+
+    async def stream(self, model: str, *, version: int = 0, timeout: float | None = None) -> AsyncFrameStream:
+        """A stream of columnar frames for many sessions of one model."""
+        codec = await self._codec(model, version)
+        return AsyncFrameStream(AsyncWire(self._inference), codec, timeout or self.timeout)
+
+    def _shared_wire(self) -> AsyncWire:
+        if self._wire is None or self._wire.error is not None:
+            self._wire = AsyncWire(self._inference)
+        return self._wire
+
+
+class AsyncSession:
+    """One sequence whose state the server keeps. See Session."""
+
+    def __init__(self, client: AsyncClient, codec: Codec, id: str, position: int, *, keep: bool) -> None:
+        self._client = client
+        self._codec = codec
+        self.id = id
+        self.position = position
+        self.keep = keep
+        self._wire: AsyncWire | None = None
+        self._handle = 0
+        self._is_closed = False
+
+    async def __aenter__(self) -> AsyncSession:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if not self.keep and not self._is_closed:
+            await self.close()
+
+    async def step(self, x: Any = b"", *, end: bool = False, timeout: float | None = None) -> Emissions:
+        """Takes in the next steps and answers each."""
+        if self._is_closed:
+            raise SessionClosed(f"session {self.id!r} was closed")
+        data, length = self._codec.encode(x)
+        seconds = timeout or self._client.timeout
+        pieces = []
+        parts = list(self._codec.split(data, length))
+        for i, (part, count) in enumerate(parts):
+            wire = await self._attached(seconds)
+            frame_id = wire.next_id()
+            frame = Frame(
+                frame_id=frame_id,
+                handles=[self._handle],
+                positions=[self.position],
+                lengths=[count],
+                inputs=self._codec.tensor(part),
+                ends=[True] if end and i == len(parts) - 1 else [],
+            )
+            answer = await wire.ask(frame_id, StreamRequest(frame=frame), seconds)
+            for error in answer.errors:
+                raise from_error(error.error)
+            self.position = answer.positions[0]
+            pieces.append(self._codec.decode(answer.outputs))
+        return pieces[0] if len(pieces) == 1 else Emissions(np.concatenate(pieces), self._codec.info.labels)
+
+    async def _attached(self, timeout_s: float) -> AsyncWire:
+        wire = self._client._shared_wire()
+        if wire is not self._wire:
+            frame_id = wire.next_id()
+            info = self._codec.info
+            request = OpenSessions(frame_id=frame_id, model=info.name, version=info.version, ids=[self.id], resume=True)
+            opened = await wire.ask(frame_id, StreamRequest(open=request), timeout_s)
+            for error in opened.errors:
+                raise from_error(error.error)
+            self._handle, self._wire = opened.handles[0], wire
+        return wire
+
+    async def fork(self, *, id: str = "", keep: bool = False) -> AsyncSession:
+        """A copy as the session stands after its last answered chunk."""
+        request = sessions_pb2.ForkSessionRequest(id=self.id, new_id=id or mint_id(), request_token=mint_token())
+        with _typed():
+            forked = await self._client._sessions.ForkSession(request, timeout=self._client.timeout)
+        return AsyncSession(self._client, self._codec, forked.id, forked.position, keep=keep)
+
+    async def close(self) -> None:
+        """Ends the session on the server and forgets its state."""
+        self._is_closed = True
+        await self._client.close_session(self.id)
+
+
+class AsyncFrameStream(FrameBook):
+    """Many sessions of one model on a stream of their own. See FrameStream."""
+
+    def __init__(self, wire: AsyncWire, codec: Codec, timeout_s: float) -> None:
+        super().__init__(codec)
+        self._wire = wire
+        self._timeout_s = timeout_s
+        self._inbox: asyncio.Queue[Any] = asyncio.Queue()
+
+    async def __aenter__(self) -> AsyncFrameStream:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def open(self, sessions: int | Sequence[str], *, resume: bool = False, max_idle_s: float = 0.0) -> list[str]:
+        """Opens so many sessions, or sessions of these ids (with `resume`: takes up open ones); their ids."""
+        frame_id = self._wire.next_id()
+        request = self._open_request(frame_id, sessions, resume, max_idle_s)
+        return self._take_opened(await self._wire.ask(frame_id, request, self._timeout_s))
+
+    async def send(
+        self,
+        inputs: Any,
+        lengths: int | Sequence[int] | None = None,
+        *,
+        rows: Sequence[int] | None = None,
+        timeout_ms: int = 0,
+        bulk: bool = False,
+        ends: bool = False,
+    ) -> int:
+        """Sends chunks of sessions; the frame's number."""
+        frame_id = self._wire.next_id()
+        request = self._frame_request(frame_id, inputs, lengths, rows, timeout_ms, bulk, ends)
+        await self._wire.send(frame_id, request, self._inbox)
+        return frame_id
+
+    async def receive(self, timeout_s: float | None = None) -> FrameAnswer:
+        """The answer of the next frame that is whole."""
+        while True:
+            kind, frame_id, message = await take(self._inbox, timeout_s or self._timeout_s)
+            answer = self._take(kind, frame_id, message)
+            if answer is not None:
+                self._wire.forget(frame_id)
+                return answer
+
+    async def step(self, inputs: Any, lengths: int | Sequence[int] | None = None, **options: Any) -> FrameAnswer:
+        """`send` and `receive`, for one frame at a time; the first row's error is raised."""
+        await self.send(inputs, lengths, **options)
+        return (await self.receive()).check()
+
+    async def close_sessions(self) -> None:
+        """Closes all sessions of the stream."""
+        frame_id = self._wire.next_id()
+        await self._wire.ask(frame_id, self._close_request(frame_id), self._timeout_s)
+
+    async def close(self) -> None:
+        """Ends the stream; its sessions stay open until their idle limit."""
+        await self._wire.close()

@@ -1,0 +1,389 @@
+"""The client, for threads."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import grpc
+import numpy as np
+from cellar_proto.v1 import (
+    inference_pb2,
+    inference_pb2_grpc,
+    models_pb2,
+    models_pb2_grpc,
+    sessions_pb2,
+    sessions_pb2_grpc,
+)
+from cellar_proto.v1.inference_pb2 import CloseSessions, Frame, OpenSessions, StreamRequest
+from cellar_proto.v1.tensor_pb2 import Tensor
+
+from cellar_client.emissions import Emissions
+from cellar_client.errors import CellarError, SessionClosed, SessionNotFound, from_error, from_rpc
+from cellar_client.messages import (
+    CHANNEL_OPTIONS,
+    Codec,
+    ModelInfo,
+    SessionInfo,
+    Story,
+    Token,
+    mint_id,
+    mint_token,
+    model_info,
+    sampling,
+    session_info,
+)
+from cellar_client.stream import FrameStream, Wire
+
+
+@contextmanager
+def _typed() -> Iterator[None]:
+    try:
+        yield
+    except grpc.RpcError as error:
+        raise from_rpc(error) from None
+
+
+class Client:
+    """A Cellar server. `timeout` is seconds for each call; every verb raises CellarError's kinds.
+
+    client = Client("127.0.0.1:50051")
+    client.predict("sentiment", "a gripping film from start to finish").label
+    """
+
+    def __init__(self, server: str = "127.0.0.1:50051", *, timeout: float = 30.0) -> None:
+        self.server = server
+        self.timeout = timeout
+        self._channel = grpc.insecure_channel(server, options=CHANNEL_OPTIONS)
+        self._inference = inference_pb2_grpc.InferenceStub(self._channel)
+        self._sessions = sessions_pb2_grpc.SessionsStub(self._channel)
+        self._models = models_pb2_grpc.ModelsStub(self._channel)
+        self._codecs: dict[tuple[str, int], Codec] = {}
+        self._wire: Wire | None = None
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends the client's streams and its connection; sessions stay open until their idle limit."""
+        if self._wire is not None:
+            self._wire.close()
+        self._channel.close()
+
+    # -- models --------------------------------------------------------------------------------------------------
+
+    def models(self) -> list[ModelInfo]:
+        """All models of the server, the broken ones with their error."""
+        with _typed():
+            found = self._models.ListModels(models_pb2.ListModelsRequest(), timeout=self.timeout)
+        return [model_info(model) for model in found.models]
+
+    def model(self, name: str, version: int = 0) -> ModelInfo:
+        """One model, with its counters as they stand; version 0 is the newest."""
+        with _typed():
+            request = models_pb2.GetModelRequest(name=name, version=version)
+            return model_info(self._models.GetModel(request, timeout=self.timeout))
+
+    def _codec(self, name: str, version: int = 0) -> Codec:
+        codec = self._codecs.get((name, version))
+        if codec is None:
+            codec = self._codecs[name, version] = Codec(self.model(name, version))
+        return codec
+
+    # -- whole sequences -----------------------------------------------------------------------------------------
+
+    def predict(
+        self, model: str, x: Any, *, version: int = 0, all_emissions: bool | None = None, timeout: float | None = None
+    ) -> Emissions:
+        """The answer to one whole sequence: a text, [time, ...] values, or one step [...].
+
+        float32 [...] for one-to-one and many-to-one, [time, ...] for many-to-many (or with all_emissions).
+        """
+        answer = self.predict_many(model, [x], version=version, all_emissions=all_emissions, timeout=timeout)[0]
+        if isinstance(answer, CellarError):
+            raise answer
+        return answer
+
+    def predict_many(
+        self,
+        model: str,
+        xs: Sequence[Any],
+        *,
+        version: int = 0,
+        all_emissions: bool | None = None,
+        bulk: bool = False,
+        timeout: float | None = None,
+    ) -> list[Emissions | CellarError]:
+        """The answers to many whole sequences of any lengths, in order; a sequence that failed has its error there."""
+        codec = self._codec(model, version)
+        answers: list[Emissions | CellarError] = [SessionNotFound("")] * len(xs)
+        for places, lengths, parts, errors in codec.calls(xs):
+            for i, error in errors.items():
+                answers[i] = error
+            if not places:
+                continue
+            seconds = timeout or self.timeout
+            request = codec.predict_request(
+                lengths, parts, version=version, timeout_s=seconds, all_emissions=all_emissions, bulk=bulk
+            )
+            with _typed():
+                response = self._inference.Predict(request, timeout=seconds)
+            for i, answer in zip(places, codec.predictions(response, all_emissions), strict=True):
+                answers[i] = answer
+        return answers
+
+    # -- generation ----------------------------------------------------------------------------------------------
+
+    def generate(
+        self,
+        model: str,
+        condition: str | bytes | np.ndarray = "",
+        *,
+        seed: int | None = None,
+        max_steps: int = 0,
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 0.0,
+        stop: Sequence[str] = (),
+        session_id: str = "",
+        position: int = 0,
+        version: int = 0,
+        timeout: float | None = None,
+    ) -> Generation:
+        """Emissions as they are made. condition: a text (a dialogue act), or the numbers of a model without codec.
+
+        temperature 0 is greedy; the same seed gives the same emissions. With a session_id a broken generation goes on
+        from `position`, the number of emissions already held.
+        """
+        request = generate_request(
+            model,
+            condition,
+            sampling(seed=seed, max_steps=max_steps, temperature=temperature, top_k=top_k, top_p=top_p, stop=stop),
+            session_id,
+            position,
+            version,
+        )
+        return Generation(self._inference.Generate(request, timeout=timeout or self.timeout), position)
+
+    # -- sessions ------------------------------------------------------------------------------------------------
+
+    def session(
+        self,
+        model: str,
+        *,
+        id: str = "",
+        max_idle_s: float = 0.0,
+        max_age_s: float = 0.0,
+        keep: bool = False,
+        version: int = 0,
+        timeout: float | None = None,
+    ) -> Session:
+        """A new session. As a context it is closed at the end, unless `keep`. Limits in seconds, 0: the server's."""
+        codec = self._codec(model, version)
+        request = sessions_pb2.OpenSessionRequest(
+            model=model,
+            version=version,
+            id=id or mint_id(),
+            options=sessions_pb2.SessionOptions(max_idle_s=max_idle_s, max_age_s=max_age_s),
+            request_token=mint_token(),
+        )
+        with _typed():
+            opened = self._sessions.OpenSession(request, timeout=timeout or self.timeout)
+        return Session(self, codec, opened.id, opened.position, keep=keep)
+
+    def resume(self, session_id: str, *, keep: bool = True) -> Session:
+        """An open session by its id, where it stands."""
+        with _typed():
+            found = self._sessions.GetSession(sessions_pb2.GetSessionRequest(id=session_id), timeout=self.timeout)
+        return Session(self, self._codec(found.model, found.version), found.id, found.position, keep=keep)
+
+    def sessions(self, model: str = "") -> list[SessionInfo]:
+        """All open sessions, of one model or of all."""
+        found: list[SessionInfo] = []
+        token = ""
+        while True:
+            request = sessions_pb2.ListSessionsRequest(model=model, page_size=1000, page_token=token)
+            with _typed():
+                page = self._sessions.ListSessions(request, timeout=self.timeout)
+            found += [session_info(session) for session in page.sessions]
+            token = page.next_page_token
+            if not token:
+                return found
+
+    def close_session(self, session_id: str) -> SessionInfo:
+        """Closes a session by its id; how it stood."""
+        request = sessions_pb2.CloseSessionRequest(id=session_id, request_token=mint_token())
+        with _typed():
+            return session_info(self._sessions.CloseSession(request, timeout=self.timeout))
+
+    def stream(self, model: str, *, version: int = 0, timeout: float | None = None) -> FrameStream:
+        """A stream of columnar frames for many sessions of one model."""
+        return FrameStream(self._inference, self._codec(model, version), timeout or self.timeout)
+
+    def _shared_wire(self) -> Wire:
+        """The stream that plain sessions share; a new one where the last has ended."""
+        with self._lock:
+            if self._wire is None or self._wire.error is not None:
+                self._wire = Wire(self._inference)
+            return self._wire
+
+
+def generate_request(
+    model: str, condition: str | bytes | np.ndarray, options: Any, session_id: str, position: int, version: int
+) -> inference_pb2.GenerateRequest:
+    is_text = isinstance(condition, str | bytes)
+    return inference_pb2.GenerateRequest(
+        model=model,
+        version=version,
+        text=(condition.encode() if isinstance(condition, str) else condition) if is_text else b"",
+        condition=None if is_text else Tensor(data=np.ascontiguousarray(condition).tobytes()),
+        sampling=options,
+        session_id=session_id,
+        position=position,
+    )
+
+
+class Generation(Iterator[Token]):
+    """A running generation: iterate over its tokens. `text` so far, `seed`, `finish` ("end", "max_steps", "stop")."""
+
+    def __init__(self, call: Any, position: int) -> None:
+        self._call = call
+        self._story = Story(position)
+        self._ready: list[Token] = []
+
+    def __next__(self) -> Token:
+        while not self._ready:
+            try:
+                self._ready = self._story.tokens(next(self._call))
+            except grpc.RpcError as error:
+                raise from_rpc(error) from None
+        return self._ready.pop(0)
+
+    @property
+    def text(self) -> str:
+        return self._story.text
+
+    @property
+    def seed(self) -> int | None:
+        return self._story.seed
+
+    @property
+    def finish(self) -> str:
+        return self._story.finish
+
+    @property
+    def position(self) -> int:
+        return self._story.position
+
+    def close(self) -> None:
+        """Stops the generation on the server."""
+        self._call.cancel()
+
+    def __enter__(self) -> Generation:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        self._call.cancel()
+
+
+class Session:
+    """One sequence whose state the server keeps. `id`; `position`: how much input it has consumed (steps, or bytes of
+    text)."""
+
+    def __init__(self, client: Client, codec: Codec, id: str, position: int, *, keep: bool) -> None:
+        self._client = client
+        self._codec = codec
+        self.id = id
+        self.position = position
+        self.keep = keep
+        self._wire: Wire | None = None
+        self._handle = 0
+        self._is_closed = False
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if not self.keep and not self._is_closed:
+            self.close()
+
+    def step(self, x: Any = b"", *, end: bool = False, timeout: float | None = None) -> Emissions:
+        """Takes in the next steps and answers each: one step [...], steps [time, ...] or a piece of text ->
+        float32 [emissions, ...]. `end`: the text ends here, so its last word is taken in too.
+
+        After an error that is not a refusal (Unavailable, DeadlineExceeded) the same call may be made again: what was
+        already taken in is answered, not run again.
+        """
+        if self._is_closed:
+            raise SessionClosed(f"session {self.id!r} was closed")
+        data, length = self._codec.encode(x)
+        pieces = []
+        parts = list(self._codec.split(data, length))
+        for i, (part, count) in enumerate(parts):
+            pieces.append(self._chunk(part, count, end and i == len(parts) - 1, timeout or self._client.timeout))
+        return pieces[0] if len(pieces) == 1 else Emissions(np.concatenate(pieces), self._codec.info.labels)
+
+    def _chunk(self, part: bytes, count: int, end: bool, timeout_s: float) -> Emissions:
+        wire = self._attached(timeout_s)
+        frame_id = wire.next_id()
+        frame = Frame(
+            frame_id=frame_id,
+            handles=[self._handle],
+            positions=[self.position],
+            lengths=[count],
+            inputs=self._codec.tensor(part),
+            ends=[True] if end else [],
+        )
+        answer = wire.ask(frame_id, StreamRequest(frame=frame), timeout_s)
+        for error in answer.errors:
+            raise from_error(error.error)
+        self.position = answer.positions[0]
+        return self._codec.decode(answer.outputs)
+
+    def _attached(self, timeout_s: float) -> Wire:
+        """The shared stream, with a handle of this session on it."""
+        wire = self._client._shared_wire()
+        if wire is not self._wire:
+            frame_id = wire.next_id()
+            info = self._codec.info
+            request = OpenSessions(frame_id=frame_id, model=info.name, version=info.version, ids=[self.id], resume=True)
+            opened = wire.ask(frame_id, StreamRequest(open=request), timeout_s)
+            for error in opened.errors:
+                raise from_error(error.error)
+            self._handle = opened.handles[0]
+            self._wire = wire
+        return wire
+
+    def info(self) -> SessionInfo:
+        """How the session stands on the server."""
+        request = sessions_pb2.GetSessionRequest(id=self.id)
+        with _typed():
+            return session_info(self._client._sessions.GetSession(request, timeout=self._client.timeout))
+
+    def fork(self, *, id: str = "", keep: bool = False) -> Session:
+        """A copy as the session stands after its last answered chunk."""
+        request = sessions_pb2.ForkSessionRequest(id=self.id, new_id=id or mint_id(), request_token=mint_token())
+        with _typed():
+            forked = self._client._sessions.ForkSession(request, timeout=self._client.timeout)
+        return Session(self._client, self._codec, forked.id, forked.position, keep=keep)
+
+    def close(self) -> None:
+        """Ends the session on the server and forgets its state."""
+        self._is_closed = True
+        if self._wire is not None and self._wire.error is None:
+            wire, frame_id = self._wire, self._wire.next_id()
+            request = StreamRequest(close=CloseSessions(frame_id=frame_id, handles=[self._handle]))
+            answer = wire.ask(frame_id, request, self._client.timeout)
+            for error in answer.errors:
+                raise from_error(error.error)
+        else:
+            self._client.close_session(self.id)

@@ -1,0 +1,36 @@
+"""What a model answered: an array that knows its labels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+
+class Emissions(np.ndarray):
+    """float32 [emissions, ...] (or [...] for a mode with one answer), with the classes' names where there are some.
+
+    `labels` is the most likely class of each emission, `label` that of the last one.
+    """
+
+    classes: tuple[str, ...]
+
+    def __new__(cls, values: Any, classes: tuple[str, ...] = ()) -> Emissions:
+        made = np.asarray(values, np.float32).view(cls)
+        made.classes = classes
+        return made
+
+    def __array_finalize__(self, source: Any) -> None:
+        self.classes = getattr(source, "classes", ())
+
+    @property
+    def labels(self) -> list[str]:
+        """The most likely class of each emission; AttributeError for models without classes."""
+        if not self.classes or not self.ndim or self.shape[-1] != len(self.classes):
+            raise AttributeError("these emissions have no classes")
+        return [self.classes[i] for i in np.asarray(self).reshape(-1, len(self.classes)).argmax(axis=1)]
+
+    @property
+    def label(self) -> str:
+        """The most likely class of the last emission."""
+        return self.labels[-1]
