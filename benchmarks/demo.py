@@ -161,17 +161,15 @@ def streaming(client: cellar_client.Client, server: Served, wire: Wire, story: S
 def scoring(server: Served, folder: Path, story: Story) -> None:
     story.chapter("6  a file at once: review sentences to Parquet")
     source, target = samples.sentences_file(), folder / "scored.parquet"
-    command = [str(Path(sys.executable).parent / "cellar"), "--server", server.address, "score", "--model", "sentiment"]
+    command = [str(Path(sys.executable).parent / "cellar"), "score", "--server", server.address, "--model", "sentiment"]
     command += ["--input", str(source), "--output", str(target), "--text", "text"]
     started = time.perf_counter()
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     took_s = time.perf_counter() - started
-    story.check(
-        done.returncode == 0, f"cellar score ended well {done.stderr.strip()[-300:] if done.returncode else ''}"
-    )
+    story.check(done.returncode == 0, f"cellar score ended with {done.returncode} {done.stderr.strip()[-300:]}")
     rows = pq.read_table(target).to_pylist()
     truth = [json.loads(line)["label"] for line in source.read_text().splitlines() if line]
-    column = next(name for name in rows[0] if name in ("prediction", "predicted", "predicted_label", "sentiment_label"))
+    column = "predicted"  # the file has a `label` of its own
     right = sum(row[column] == label for row, label in zip(rows, truth, strict=True))
     share = right / len(rows)
     story.say(f"  {len(rows)} rows in {took_s:.2f} s ({len(rows) / took_s:.0f} rows/s with start-up): {target}")

@@ -31,7 +31,7 @@ def write_sequences(path: Path, count: int) -> int:
 
 def memory_of_scoring(address: str, source: Path, target: Path) -> int:
     """Peak resident bytes of `cellar score` over the file. RuntimeError where it fails."""
-    command = [str(Path(sys.executable).parent / "cellar"), "--server", address, "score", "--model", NAME]
+    command = [str(Path(sys.executable).parent / "cellar"), "score", "--server", address, "--model", NAME]
     command += ["--input", str(source), "--output", str(target), "--group-by", "sequence"]
     command += ["--features", ",".join(f"f{i}" for i in range(WIDTH))]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

@@ -39,7 +39,7 @@ def test_sigterm_answers_what_was_accepted_and_ends_with_zero():
 
 def test_score_keeps_every_row_in_order(server, tmp_path: Path):
     target = tmp_path / "scored.parquet"
-    command = [str(Path(sys.executable).parent / "cellar"), "--server", server.address, "score"]
+    command = [str(Path(sys.executable).parent / "cellar"), "score", "--server", server.address]
     command += ["--model", "sentiment", "--input", str(samples.sentences_file()), "--output", str(target)]
     done = subprocess.run([*command, "--text", "text"], capture_output=True, text=True, timeout=100)
     assert done.returncode == 0, done.stderr
