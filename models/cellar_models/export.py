@@ -36,13 +36,14 @@ def write_graphs(network: Network, folder: Path) -> None:
     import numpy as np
 
     network.eval()
+    prime = _Prime(network).eval()
     rng = np.random.default_rng(0)
     x, state = torch.from_numpy(network.example(3, 4, rng)), torch.zeros(3, network.state_size)
     batch, time = torch.export.Dim("batch"), torch.export.Dim("time")
     _write(network, (x, state), ({0: batch, 1: time}, {0: batch}), ["y", "next_state"], folder, "model")
     if network.has_prime:
         condition = torch.from_numpy(network.example_condition(3, rng))
-        _write(_Prime(network), (condition, state), ({0: batch}, {0: batch}), ["next_state"], folder, "prime")
+        _write(prime, (condition, state), ({0: batch}, {0: batch}), ["next_state"], folder, "prime")
 
 
 def _write(

@@ -1,0 +1,210 @@
+"""`cellar`: models, predictions, generations, sessions and scoring from a terminal."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from cellar_client.client import Client
+from cellar_client.emissions import Emissions
+from cellar_client.errors import CellarError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """0: done; 1: refused, with the reason in one line on standard error; 2: wrong usage."""
+    options = _parser().parse_args(arguments)
+    try:
+        return options.run(options)
+    except CellarError as error:
+        print(f"cellar: {error.name}: {error.message}", file=sys.stderr)
+    except (OSError, ValueError) as error:
+        print(f"cellar: {error}", file=sys.stderr)
+    return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="cellar", description=__doc__)
+    parser.add_argument("--version", action="version", version=f"cellar {version('cellar-serving')}")
+    where = os.environ.get("CELLAR_SERVER", "127.0.0.1:50051")
+    server_help = "HOST:PORT (default: CELLAR_SERVER, else 127.0.0.1:50051)"
+    parser.add_argument("--server", default=where, help=server_help)
+    # before or behind the command
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--server", default=argparse.SUPPRESS, help=server_help)
+    shown = argparse.ArgumentParser(add_help=False)
+    shown.add_argument("--json", action="store_true", help="print JSON")
+    verbs = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    models = verbs.add_parser("models", parents=[common, shown], help="list the server's models")
+    models.set_defaults(run=_models)
+
+    predict = verbs.add_parser("predict", parents=[common, shown], help="answer whole sequences")
+    predict.add_argument("model")
+    predict.add_argument("text", nargs="*", help="texts, or one step's numbers by commas")
+    predict.add_argument("--input", type=Path, help="CSV of steps (one sequence), or - for standard input")
+    predict.set_defaults(run=_predict)
+
+    generate = verbs.add_parser("generate", parents=[common, shown], help="generate from a condition")
+    generate.add_argument("model")
+    generate.add_argument("condition", nargs="?", default="")
+    generate.add_argument("--seed", type=int)
+    generate.add_argument("--max-steps", type=int, default=0)
+    generate.add_argument("--temperature", type=float, default=0.0)
+    generate.add_argument("--top-k", type=int, default=0)
+    generate.add_argument("--top-p", type=float, default=0.0)
+    generate.add_argument("--stop", action="append", default=[])
+    generate.set_defaults(run=_generate)
+
+    sessions = verbs.add_parser("sessions", parents=[common, shown], help="list open sessions, or close one")
+    sessions.add_argument("verb", nargs="?", choices=["list", "close"], default="list")
+    sessions.add_argument("id", nargs="?")
+    sessions.add_argument("--model", default="")
+    sessions.set_defaults(run=_sessions)
+
+    scoring = verbs.add_parser("score", parents=[common], help="score a file")
+    try:
+        from cellar_client import score, tables
+    except ModuleNotFoundError:
+        scoring.set_defaults(run=_no_score)
+    else:
+        score.add_arguments(scoring)
+
+        def run(options: argparse.Namespace) -> int:
+            try:
+                return score.run(options)
+            except tables.TableError as error:
+                raise ValueError(str(error)) from None
+
+        scoring.set_defaults(run=run)
+    return parser
+
+
+def _no_score(options: argparse.Namespace) -> int:
+    print("cellar: scoring needs pyarrow: pip install 'cellar-serving[score]'", file=sys.stderr)
+    return 1
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    table = Table(*columns, box=None, pad_edge=False)
+    for row in rows:
+        table.add_row(*(str(cell) for cell in row))
+    console = Console()
+    # as wide as it must be where nobody looks at a terminal
+    console.print(table, **({} if console.is_terminal else {"width": 200}))
+
+
+def _models(options: argparse.Namespace) -> int:
+    with Client(options.server) as client:
+        models = client.models()
+    if options.json:
+        keys = ("name", "version", "mode", "description", "architecture", "labels", "state_size", "counters")
+        print(json.dumps([{**{k: getattr(m, k) for k in keys}, "error": m.error and str(m.error)} for m in models]))
+        return 0
+    rows = [
+        (
+            m.name,
+            m.version,
+            "broken" if m.error else m.mode,
+            m.architecture,
+            m.error.message if m.error else m.description,
+        )
+        for m in models
+    ]
+    _table(("MODEL", "VERSION", "MODE", "NETWORK", "DESCRIPTION"), rows)
+    return 0
+
+
+def _predict(options: argparse.Namespace) -> int:
+    with Client(options.server) as client:
+        info = client.model(options.model)
+        if options.input is not None:
+            text = sys.stdin.read() if str(options.input) == "-" else options.input.read_text("utf-8")
+            inputs: list[Any] = [text.strip()] if info.is_text else [_steps(text)]
+        else:
+            inputs = list(options.text)
+            if not info.is_text:
+                inputs = [np.array([float(v) for v in each.split(",")]) for each in inputs]
+        if not inputs:
+            raise ValueError("nothing to predict: give texts, numbers or --input")
+        answers = client.predict_many(options.model, inputs)
+    for each, answer in zip(inputs, answers, strict=True):
+        if isinstance(answer, CellarError):
+            raise answer
+        _show(each if info.is_text else "", answer, info.labels, options.json)
+    return 0
+
+
+def _steps(text: str) -> np.ndarray:
+    """CSV of numbers, with or without a line of names."""
+    lines = [line.split(",") for line in text.strip().splitlines()]
+    try:
+        return np.array(lines, np.float64)
+    except ValueError:
+        return np.array(lines[1:], np.float64)
+
+
+def _show(given: str, answer: Emissions, labels: Sequence[str], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps({"label": answer.label if labels else None, "outputs": np.asarray(answer).tolist()}))
+    elif labels:
+        print(f"{answer.label}\t{float(np.asarray(answer).reshape(-1, len(labels))[-1].max()):.3f}\t{given}".rstrip())
+    else:
+        for emission in np.asarray(answer).reshape(len(answer), -1):
+            print(",".join(f"{v:g}" for v in emission))
+
+
+def _generate(options: argparse.Namespace) -> int:
+    with Client(options.server) as client:
+        generation = client.generate(
+            options.model,
+            options.condition,
+            seed=options.seed,
+            max_steps=options.max_steps,
+            temperature=options.temperature,
+            top_k=options.top_k,
+            top_p=options.top_p,
+            stop=options.stop,
+        )
+        tokens = []
+        for token in generation:
+            tokens.append(asdict(token))
+            if not options.json:
+                print(token.text, end="", flush=True)
+        if options.json:
+            text, seed, finish = generation.text, generation.seed, generation.finish
+            print(json.dumps({"text": text, "seed": seed, "finish": finish, "tokens": tokens}))
+        else:
+            print()
+    return 0
+
+
+def _sessions(options: argparse.Namespace) -> int:
+    with Client(options.server) as client:
+        if options.verb == "close":
+            if not options.id:
+                raise ValueError("which session? cellar sessions close ID")
+            closed = client.close_session(options.id)
+            print(json.dumps(asdict(closed)) if options.json else f"closed {closed.id} at position {closed.position}")
+            return 0
+        sessions = client.sessions(options.model)
+    if options.json:
+        print(json.dumps([asdict(session) for session in sessions]))
+        return 0
+    rows = [(s.id, s.model, s.position, f"{s.age_s:.0f} s", f"{s.idle_s:.0f} s") for s in sessions]
+    _table(("SESSION", "MODEL", "POSITION", "AGE", "IDLE"), rows)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
