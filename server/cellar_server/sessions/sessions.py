@@ -240,6 +240,8 @@ class Sessions:
             work.state[going] = state[~ended]
             core.scheduler.add(going)
             rows, y, state, kind, begun = rows[ended], y[ended], state[ended], kind[ended], begun[ended]
+            if not len(rows):
+                return
         for each, finish in ((Kind.CHUNK, self._finish_chunks), (Kind.SEQUENCE, self._finish_sequences)):
             chosen = kind == each
             if chosen.all():

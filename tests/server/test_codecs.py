@@ -1,0 +1,109 @@
+"""Text, dialogue acts and vocabularies."""
+
+from __future__ import annotations
+
+import json
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from cellar_proto.v1 import manifest_pb2
+from cellar_server.codecs.dialogue_act import DialogueActCodec
+from cellar_server.codecs.text import TextCodec
+from cellar_server.codecs.vocabulary import Vocabulary
+from cellar_server.errors import CellarError
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, normalizers, pre_tokenizers
+from tokenizers.models import WordLevel
+
+from tests.fakes.bench import reason_of
+
+
+@pytest.fixture(scope="module")
+def codec(tmp_path_factory: pytest.TempPathFactory) -> TextCodec:
+    words = ["[UNK]", "a", "good", "film", "héllo", "мир", "日本"]
+    tokenizer = Tokenizer(WordLevel({w: i for i, w in enumerate(words)}, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    file = tmp_path_factory.mktemp("codec") / "tokenizer.json"
+    tokenizer.save(str(file))
+    return TextCodec(file, max_word_bytes=16)
+
+
+def test_the_last_word_is_held_back(codec: TextCodec) -> None:
+    ids, tail = codec.take(b"", b"A good fi", False)
+    assert (ids.tolist(), tail) == ([1, 2], b"fi")
+    ids, tail = codec.take(tail, b"lm", False)
+    assert (ids.tolist(), tail) == ([], b"film")
+    ids, tail = codec.take(tail, b"", True)
+    assert (ids.tolist(), tail) == ([3], b"")
+
+
+words = st.lists(
+    st.sampled_from(["a", "good", "film", "héllo", "мир", "日本", " ", "\u2003", "\n", "x" * 40, "é" * 20]), max_size=12
+)
+
+
+@given(words.map(" ".join), st.lists(st.integers(0, 200), max_size=8))
+def test_ids_do_not_depend_on_the_cut(codec: TextCodec, text: str, cuts: list[int]) -> None:
+    data = text.encode()
+    whole, rest = codec.take(b"", data, True)
+    assert rest == b""
+    places = sorted({0, len(data), *(c for c in cuts if c < len(data))})
+    found, tail = [], b""
+    for low, high in pairwise(places):
+        ids, tail = codec.take(tail, data[low:high], False)
+        assert len(tail) <= 16 + 3
+        found += ids.tolist()
+    ids, tail = codec.take(tail, b"", True)
+    assert found + ids.tolist() == whole.tolist()
+
+
+@pytest.mark.parametrize(("data", "end"), [(b"a \xff b", False), (b"a \xc3", True), (b"\xc3(", False)])
+def test_bytes_that_are_no_text(codec: TextCodec, data: bytes, end: bool) -> None:
+    with pytest.raises(CellarError) as caught:
+        codec.take(b"", data, end)
+    assert reason_of(caught.value) == "INVALID_TEXT"
+
+
+@pytest.fixture
+def acts() -> DialogueActCodec:
+    spec = manifest_pb2.DialogueActCodec(
+        features=["act=inform", "slot=name", "slot=name#2", "slot=food", "slot=kids:yes", "slot=food:dontcare"],
+        copied_slots=["name", "food"],
+        closed_slots=["kids"],
+    )
+    return DialogueActCodec(spec)
+
+
+def test_an_act_becomes_features_and_values(acts: DialogueActCodec) -> None:
+    vector, values = acts.read(b"inform(name='Joe's; bar';name=B;kids=yes)")
+    assert vector.tolist() == [1, 1, 1, 0, 1, 0]
+    assert values == {"<name>": "Joe's; bar", "<name#2>": "B"}
+    assert acts.read(b"inform(food=dontcare)")[0].tolist() == [1, 0, 0, 0, 0, 1]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (b"hello", "reads act"),
+        (b"sing()", "'sing' is not among inform"),
+        (b"inform(colour=red)", "'colour' is not among food, kids, name"),
+        (b"inform(kids=never)", "kids = never"),
+        (b"inform(=)", "cannot read"),
+    ],
+)
+def test_acts_that_cannot_be_read(acts: DialogueActCodec, text: bytes, message: str) -> None:
+    with pytest.raises(CellarError, match=message) as caught:
+        acts.read(text)
+    assert reason_of(caught.value) == "INVALID_CONDITION"
+
+
+def test_pieces_of_text_join_to_the_whole(tmp_path: Path) -> None:
+    file = tmp_path / "v.json"
+    file.write_text(json.dumps(["<begin>", "<end>", "<name>", "is", "nice"]))
+    vocabulary = Vocabulary(file, " ")
+    values = {"<name>": "Зоя"}
+    pieces = [vocabulary.text([id], values, i == 0) for i, id in enumerate([2, 3, 4])]
+    assert b"".join(pieces) == vocabulary.text([2, 3, 4], values, True) == "Зоя is nice".encode()

@@ -1,0 +1,89 @@
+"""Which rows run together: no padding, nobody waits long."""
+
+from __future__ import annotations
+
+import numpy as np
+from cellar_server.scheduler.policy import Cost, choose
+from cellar_server.sessions.messages import PredictRequest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.fakes.bench import Bench
+from tests.fakes.runtime import CounterRuntime, counter_model
+
+
+def test_short_rows_beside_a_long_one_are_answered_within_two_runs() -> None:
+    runtime = CounterRuntime()
+    bench = Bench(counter_model(runtime))
+    handles = bench.open(64)
+    bench.send([handles[0]], [0], [[1.0] * 10_000])
+    bench.send(handles[1:], [0] * 63, [[1.0]] * 63)
+    bench.run(2)
+    assert len(bench.take()) == 63
+    bench.run()
+    (answer,) = bench.take().values()
+    assert answer[-1] == 10_000
+    assert sum(rows * steps for rows, steps in runtime.runs) == 10_063
+    assert bench.sessions.core.counts.steps == 10_063
+    assert bench.sessions.core.counts.padded_steps == 0
+
+
+def test_eight_lengths_take_at_most_eight_runs() -> None:
+    bench = Bench(counter_model())
+    handles = bench.open(8)
+    bench.send(handles, [0] * 8, [[1.0] * n for n in range(1, 9)])
+    assert bench.run() <= 8
+    assert len(bench.take()) == 8
+    assert bench.sessions.core.counts.steps == 36
+
+
+def test_interactive_rows_go_before_bulk_ones() -> None:
+    runtime = CounterRuntime()
+    bench = Bench(counter_model(runtime), max_rows_per_run=4)
+    handles = bench.open(8)
+    bench.send(handles[:4], [0] * 4, [[1.0]] * 4, priorities=[1])
+    bench.send(handles[4:], [0] * 4, [[1.0]] * 4)
+    bench.run(1)
+    assert {handle for handle, _ in bench.take()} == set(handles[4:])
+
+
+def test_bulk_rows_are_not_starved() -> None:
+    bench = Bench(counter_model(), max_rows_per_run=1)
+    bulk, busy = bench.open(2)
+    bench.send([bulk], [0], [[1.0]], priorities=[1])
+    for t in range(12):
+        bench.send([busy], [t], [[1.0]])
+        bench.run(1)
+        if (bulk, 0) in bench.take():
+            return
+    raise AssertionError("the bulk row waited for more than 12 runs")
+
+
+@given(
+    st.lists(st.integers(1, 400), min_size=1, max_size=80),
+    st.integers(1, 32),
+    st.data(),
+)
+def test_a_run_never_takes_more_than_a_row_has(lengths: list[int], max_rows: int, data: st.DataObject) -> None:
+    must = np.array(data.draw(st.lists(st.booleans(), min_size=len(lengths), max_size=len(lengths))))
+    remaining = np.array(lengths)
+    places, q = choose(remaining, must, Cost(1e-4, 1e-5, 1e-5), max_rows=max_rows, budget_s=0.01)
+    assert 1 <= len(places) <= max_rows
+    assert len(set(places.tolist())) == len(places)
+    assert 1 <= q <= remaining[places].min()
+    first_must = np.flatnonzero(must)[:max_rows]
+    if must.any() and remaining.min() != remaining.max():
+        assert set(first_must.tolist()) <= set(places.tolist())
+
+
+@given(st.lists(st.integers(1, 300), min_size=1, max_size=60))
+def test_every_sequence_ends_with_the_right_sum(lengths: list[int]) -> None:
+    runtime = CounterRuntime()
+    bench = Bench(counter_model(runtime), max_rows_per_run=16)
+    data = np.ones(sum(lengths), np.float32).tobytes()
+    bench.sessions.admit([PredictRequest("me", lengths, 0, [], data, False)])
+    bench.run()
+    (reply,) = bench.sessions.take_replies()
+    assert reply.outputs.ravel().tolist() == lengths
+    assert sum(rows * steps for rows, steps in runtime.runs) == sum(lengths)
+    assert max(rows for rows, _ in runtime.runs) <= 16

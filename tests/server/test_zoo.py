@@ -1,0 +1,83 @@
+"""Model folders: what is wrong with one is said, and nothing else suffers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import onnxruntime
+import pytest
+from cellar_proto.v1.manifest_pb2 import Manifest
+from cellar_server import zoo
+from cellar_server.errors import CellarError
+from cellar_server.runtime.base import StartupError
+from cellar_server.runtime.onnx import check_provider
+
+from tests.fakes.bench import reason_of
+from tests.fakes.zoo import read_manifest, write_counter, write_manifest
+
+
+def test_a_good_folder_is_found_and_loaded(tmp_path: Path) -> None:
+    write_counter(tmp_path)
+    (entry,) = zoo.find(tmp_path)
+    assert (entry.name, entry.version) == ("counter", 1)
+    assert zoo.load(entry).manifest.state_size == 2
+
+
+def broken(change: Callable[[Manifest], object]) -> Callable[[Path], None]:
+    def write(entry: Path) -> None:
+        manifest = read_manifest(entry)
+        change(manifest)
+        write_manifest(entry, manifest)
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("breaking", "message"),
+    [
+        (lambda entry: (entry / "manifest.json").write_text("{"), "Failed to load JSON"),
+        (lambda entry: (entry / "manifest.json").write_text('{"format": 1, "nonsense": 2}'), "nonsense"),
+        (lambda entry: (entry / "manifest.json").unlink(), "manifest.json is missing"),
+        (lambda entry: (entry / "model.onnx").unlink(), "model.onnx is missing"),
+        (lambda entry: (entry / "model.onnx").write_bytes(b"x"), "sha256"),
+        (broken(lambda m: setattr(m, "format", 2)), "format 2"),
+        (broken(lambda m: setattr(m, "name", "other")), "of other/1"),
+        (broken(lambda m: m.sha256.clear()), "no entry for model.onnx"),
+        (broken(lambda m: m.sha256.update({"../x": "0"})), "not a plain file name"),
+        (broken(lambda m: setattr(m.parts[0], "offset", 1)), "does not follow"),
+        (broken(lambda m: setattr(m, "state_size", 3)), "hold 2 numbers"),
+        (broken(lambda m: setattr(m.step, "output", "z")), "no tensor 'z'"),
+        (broken(lambda m: m.output.shape.append(3)), "y is"),
+    ],
+)
+def test_a_broken_folder_says_why(tmp_path: Path, breaking: Callable[[Path], object], message: str) -> None:
+    breaking(write_counter(tmp_path))
+    (entry,) = zoo.find(tmp_path)
+    with pytest.raises(CellarError, match=message) as caught:
+        zoo.load(entry)
+    assert reason_of(caught.value) == "MODEL_BROKEN"
+
+
+def test_a_fixed_time_axis_is_refused(tmp_path: Path) -> None:
+    write_counter(tmp_path, time=5)
+    (entry,) = zoo.find(tmp_path)
+    with pytest.raises(CellarError, match=r"axis 1 of 'x' in model\.onnx is fixed at 5"):
+        zoo.load(entry)
+
+
+def test_no_folder_and_no_provider_stop_the_start(tmp_path: Path) -> None:
+    with pytest.raises(StartupError, match="does not exist"):
+        zoo.find(tmp_path / "nowhere")
+    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        pytest.skip("this ONNX Runtime has the CUDA provider")
+    with pytest.raises(StartupError, match="install onnxruntime-gpu"):
+        check_provider("cuda")
+
+
+def test_the_cuda_provider_gives_the_same_sums(tmp_path: Path) -> None:
+    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+        pytest.skip("this ONNX Runtime has no CUDA provider")
+    write_counter(tmp_path)
+    (entry,) = zoo.find(tmp_path)
+    assert zoo.load(entry, provider="cuda").runtime.output_shape == (2,)
