@@ -1,0 +1,270 @@
+"""Both clients against a real server of running sums."""
+
+from __future__ import annotations
+
+import csv
+import gc
+import json
+from pathlib import Path
+
+import cellar_client
+import grpc
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+from cellar_client import AsyncClient, CellarError, Client, Emissions
+from cellar_client.cli import main
+from cellar_client.errors import CLASSES, from_error
+from cellar_proto.v1.reason_pb2 import Error, Reason
+
+
+@pytest.fixture
+def client(running: object):  # type: ignore[no-untyped-def]
+    with Client(running.address, timeout=10) as client:  # type: ignore[attr-defined]
+        yield client
+
+
+def test_every_reason_has_an_exception_and_back() -> None:
+    assert set(CLASSES) == {number for number in Reason.values() if number}
+    for number, kind in CLASSES.items():
+        error = from_error(Error(reason=number, message="m", expected_position=3, retry_after_ms=250, error_id="x"))
+        assert type(error) is kind
+        assert (error.reason, error.message, error.expected_position, error.retry_after_s) == (number, "m", 3, 0.25)
+        assert kind.__name__.lower() == Reason.Name(number).lower().replace("_", "")
+    assert all(hasattr(cellar_client, name) for name in cellar_client.__all__)
+
+
+def test_predictions(client: Client) -> None:
+    assert client.predict("counter", [1, 2]).tolist() == [[1, 2]]
+    assert client.predict("counter", np.ones((3, 2))).tolist() == [[1, 1], [2, 2], [3, 3]]
+    answers = client.predict_many("counter", [np.ones((n, 2)) for n in (2, 1, 4)] + [np.zeros((0, 2))])
+    assert [len(answer) for answer in answers[:3]] == [2, 1, 4]
+    assert isinstance(answers[3], cellar_client.errors.EmptyInput)
+
+
+def test_many_sequences_are_split_below_the_servers_limits(client: Client) -> None:
+    xs = [np.full((3000, 2), i) for i in range(100)]  # 24 kB each, 1 MiB a message
+    answers = client.predict_many("counter", xs)
+    assert [answer[-1, 0] for answer in answers] == [3000 * i for i in range(100)]
+
+
+@pytest.mark.parametrize(
+    ("x", "kind"),
+    [
+        (np.zeros((2, 3)), "ShapeMismatch"),
+        ("text", "DtypeMismatch"),
+        ([["a", "b"]], "DtypeMismatch"),
+        ([[np.nan, 1]], "NonFiniteInput"),
+        (np.zeros((200_000, 2)), "TooLarge"),
+    ],
+)
+def test_bad_input_is_a_typed_error(client: Client, x: object, kind: str) -> None:
+    with pytest.raises(CellarError) as caught:
+        client.predict("counter", x)
+    assert type(caught.value).__name__ == kind
+
+
+def test_a_session_remembers(client: Client) -> None:
+    with client.session("counter") as s:
+        assert s.step([1, 1]).tolist() == [[1, 1]]
+        assert s.step(np.ones((2, 2)))[-1].tolist() == [3, 3]
+        assert s.position == 3
+        fork = s.fork()
+        assert fork.step([1, 0])[0].tolist() == [4, 3]
+        fork.close()
+        with pytest.raises(cellar_client.NonFiniteInput):
+            s.step([np.inf, 0])
+        assert s.step([0, 1])[0].tolist() == [3, 4]
+        assert s.id in {info.id for info in client.sessions("counter")}
+    with pytest.raises(cellar_client.SessionClosed):
+        s.step([1, 1])
+    with pytest.raises(cellar_client.SessionClosed):
+        client.resume(s.id)
+
+
+def test_a_long_chunk_is_split(client: Client) -> None:
+    with client.session("counter") as s:
+        y = s.step(np.ones((150_000, 2)))
+        assert y.shape == (150_000, 2)
+        assert y[-1].tolist() == [150_000] * 2
+        assert s.position == 150_000
+
+
+def test_a_session_outlives_its_stream_and_its_client(client: Client, running: object) -> None:
+    session = client.session("counter", keep=True)
+    session.step([1, 1])
+    client._wire._call.cancel()
+    client._wire._reader.join(5)
+    assert session.step([1, 1])[0].tolist() == [2, 2]
+    with Client(running.address) as other:  # type: ignore[attr-defined]
+        again = other.resume(session.id)
+        assert again.position == 2
+        assert again.step([1, 1])[0].tolist() == [3, 3]
+        again.close()
+
+
+def test_a_frame_stream(client: Client) -> None:
+    with client.stream("counter") as stream:
+        stream.open(50)
+        x = np.arange(100).reshape(50, 2)
+        for t in range(1, 4):
+            answer = stream.step(x)
+            assert np.array_equal(answer.outputs, x * t)
+        stream.send(np.ones((6, 2)), [1, 2, 3], rows=[4, 5, 6])
+        ragged = stream.receive().check()
+        assert ragged.lengths.tolist() == [1, 2, 3]
+        assert [row[-1, 0] for row in ragged.rows()] == [25, 32, 39]
+        bad = np.ones((50, 2))
+        bad[7] = np.nan
+        stream.send(bad)
+        failed = stream.receive()
+        assert list(failed.errors) == [7]
+        assert failed.lengths.tolist() == [1] * 7 + [0] + [1] * 42
+        assert stream.step(np.zeros((50, 2))).outputs[7].tolist() == [42, 45]
+        stream.close_sessions()
+
+
+def test_a_server_that_is_not_there() -> None:
+    with Client("127.0.0.1:1", timeout=2) as client, pytest.raises(CellarError) as caught:
+        client.models()
+    assert type(caught.value).__name__ in ("Unavailable", "DeadlineExceeded")
+    assert caught.value.retry_after_s is None
+
+
+async def test_the_async_client_has_the_same_verbs(running: object) -> None:
+    async with AsyncClient(running.address, timeout=10) as client:  # type: ignore[attr-defined]
+        assert {model.name for model in await client.models()} == {"broken", "counter", "other"}
+        assert (await client.predict("counter", [1, 2])).tolist() == [[1, 2]]
+        async with await client.session("counter") as s:
+            await s.step([1, 1])
+            fork = await s.fork()
+            assert (await fork.step([1, 1]))[0].tolist() == [2, 2]
+            assert s.id in {info.id for info in await client.sessions()}
+            again = await client.resume(fork.id)
+            assert again.position == 2
+            await again.close()
+        with pytest.raises(cellar_client.ModelNotFound):
+            await client.predict("nothing", [1, 2])
+        with pytest.raises(CellarError):
+            async for _ in client.generate("counter", "x"):
+                pass
+        async with await client.stream("counter") as stream:
+            await stream.open(3)
+            assert (await stream.step(np.ones((3, 2)))).outputs.tolist() == [[1, 1]] * 3
+            await stream.close_sessions()
+
+
+def test_the_verbs_are_the_same() -> None:
+    def verbs(kind: type) -> set[str]:
+        return {name for name in vars(kind) if not name.startswith("_")}
+
+    assert verbs(Client) == verbs(AsyncClient)
+
+
+def test_emissions_know_their_classes() -> None:
+    y = Emissions([[0.2, 0.8], [0.9, 0.1]], ("no", "yes"))
+    assert y.labels == ["yes", "no"]
+    assert (y.label, y[0].label) == ("no", "yes")
+    assert (y * 2).sum() == pytest.approx(4)
+    with pytest.raises(AttributeError):
+        _ = Emissions([1.0]).labels
+
+
+# -- scoring and the command line -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def address(running: object) -> str:
+    return running.address  # type: ignore[attr-defined, no-any-return]
+
+
+def write(path: Path, rows: list[dict[str, object]]) -> None:
+    if path.suffix == ".parquet":
+        pa.parquet.write_table(pa.Table.from_pylist(rows), path)
+    elif path.suffix == ".jsonl":
+        path.write_text("\n".join(json.dumps(row) for row in rows))
+    else:
+        with path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+
+
+def score(address: str, tmp_path: Path, kind: str, *flags: str) -> list[dict[str, object]]:
+    out = tmp_path / "out.parquet"
+    source = str(tmp_path / f"in{kind}")
+    assert (
+        main(["score", "--server", address, "--model", "counter", "--input", source, "--output", str(out), *flags]) == 0
+    )
+    assert not list(tmp_path.glob("*.partial"))
+    return pa.parquet.read_table(out).to_pylist()
+
+
+@pytest.mark.parametrize("kind", [".csv", ".jsonl", ".parquet"])
+def test_rows_are_scored_in_order(address: str, tmp_path: Path, kind: str) -> None:
+    write(tmp_path / f"in{kind}", [{"id": i, "a": float(i), "b": 0.5} for i in range(3000)])
+    rows = score(address, tmp_path, kind, "--features", "a,b")
+    assert [row["id"] for row in rows] == list(range(3000))
+    assert [row["output"] for row in rows] == [0.5] * 3000 or [row["error"] for row in rows] == [None] * 3000
+
+
+def test_rows_that_fail_are_written_with_their_reason(address: str, tmp_path: Path) -> None:
+    write(
+        tmp_path / "in.jsonl", [{"a": 1.0, "b": 1.0}, {"a": None, "b": 1.0}, {"a": "x", "b": 2.0}, {"a": 4.0, "b": 2.0}]
+    )
+    rows = score(address, tmp_path, ".jsonl")
+    assert [row["error"] is None for row in rows] == [True, False, False, True]
+    assert "not a number" in str(rows[2]["error"])
+
+
+def test_rows_of_one_key_are_one_sequence(address: str, tmp_path: Path) -> None:
+    keys = ["x"] * 700 + ["y"] * 2 + ["x"]
+    write(tmp_path / "in.csv", [{"key": key, "a": 1.0, "b": 0.0} for key in keys])
+    rows = score(address, tmp_path, ".csv", "--group-by", "key", "--features", "a,b")
+    assert len(rows) == 703
+    assert all(row["error"] is None for row in rows)
+
+
+def test_lists_are_sequences_of_any_length(address: str, tmp_path: Path) -> None:
+    write(tmp_path / "in.parquet", [{"steps": [[1.0, 1.0]] * n} for n in (3, 1, 2)])
+    rows = score(address, tmp_path, ".parquet", "--features", "steps")
+    assert all(row["error"] is None for row in rows)
+
+
+def test_the_command_line(address: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["models", "--server", address, "--json"]) == 0
+    assert {model["name"] for model in json.loads(capsys.readouterr().out)} == {"broken", "counter", "other"}
+    assert main(["models", "--server", address]) == 0
+    assert "counter" in capsys.readouterr().out
+    assert main(["predict", "--server", address, "counter", "1,2"]) == 0
+    assert capsys.readouterr().out == "1,2\n"
+    assert main(["predict", "--server", address, "nothing", "1"]) == 1
+    assert capsys.readouterr().err.startswith("cellar: MODEL_NOT_FOUND")
+    assert main(["sessions", "--server", address]) == 0
+    assert main(["generate", "--server", address, "counter"]) == 1
+    assert main(["models", "--server", "127.0.0.1:1"]) == 1
+    missing = [
+        "score",
+        "--server",
+        address,
+        "--model",
+        "counter",
+        "--input",
+        str(tmp_path / "no.csv"),
+        "--output",
+        "x.csv",
+    ]
+    assert main(missing) == 1
+    assert "does not exist" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as caught:
+        main(["nonsense"])
+    assert caught.value.code == 2
+
+
+def test_an_abandoned_generation_is_cancelled(client: Client) -> None:
+    generation = client.generate("counter", "x")
+    call = generation._call
+    del generation
+    gc.collect()
+    assert call.code() in (grpc.StatusCode.CANCELLED, grpc.StatusCode.FAILED_PRECONDITION)
