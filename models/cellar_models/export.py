@@ -52,6 +52,8 @@ def _write(
     with warnings.catch_warnings(), torch.no_grad():
         # torch.jit works and is said to be on its way out; TorchScript is part of what an artefact promises
         warnings.filterwarnings("ignore", message=".*torch.jit.*", category=DeprecationWarning)
+        # PyTorch's layers compare sizes that are constants of the network; batch and time are tried by `verify`
+        warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)
         torch.jit.trace(module, example, check_trace=False).save(str(folder / f"{name}.pt"))
         exported = copy.deepcopy(module)
         for part in exported.modules():
