@@ -202,7 +202,11 @@ def test_two_models_on_one_stream(caller: Caller) -> None:
     assert sums(caller.ask([b], [0], [2])) == [2]
     assert sums(caller.ask([a], [1], [1])) == [2]
     caller.send(frame=Frame(frame_id=5, handles=[a, b], positions=[2, 1], inputs=Tensor(data=bytes(16))))
-    assert caller.receive().frame_error.error.reason == Reason.INVALID_REQUEST
+    errors = []
+    for _ in range(2):
+        answer = caller.receive().answer
+        errors += [(answer.handles[each.row], each.error.reason) for each in answer.errors]
+    assert errors == [(b, Reason.STALE_HANDLE)]
 
 
 def test_an_unread_stream_is_read_no_further_and_others_go_on(channel: grpc.Channel, running: object) -> None:

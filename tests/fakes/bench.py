@@ -72,7 +72,7 @@ class Bench:
             inputs=Tensor(data=data),
             **columns,
         )
-        self.sessions.admit([FrameRequest("me", stream, frame)])
+        self.sessions.admit([FrameRequest("me", stream, frame, self._frame_id)])
         return self._frame_id
 
     def run(self, limit: int = 100_000) -> int:

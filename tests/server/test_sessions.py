@@ -135,7 +135,7 @@ def test_a_session_named_twice_is_refused_and_the_others_run(bench: Bench) -> No
     ],
 )
 def test_columns_that_do_not_fit(bench: Bench, frame: Frame, reason: str) -> None:
-    bench.sessions.admit([FrameRequest("me", 1, frame)])
+    bench.sessions.admit([FrameRequest("me", 1, frame, frame.frame_id)])
     assert reason_of(bench.take()[-1, 1]) == reason
 
 
@@ -151,7 +151,7 @@ def test_columns_that_do_not_fit(bench: Bench, frame: Frame, reason: str) -> Non
 def test_inputs_that_do_not_fit(bench: Bench, inputs: Tensor, reason: str) -> None:
     (a,) = bench.open()
     frame = Frame(frame_id=1, handles=[a], positions=[0], inputs=inputs)
-    bench.sessions.admit([FrameRequest("me", 1, frame)])
+    bench.sessions.admit([FrameRequest("me", 1, frame, frame.frame_id)])
     assert reason_of(bench.take()[a, 0]) == reason
 
 

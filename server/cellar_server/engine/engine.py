@@ -15,6 +15,7 @@ from cellar_proto.v1.reason_pb2 import Reason
 from cellar_server.config import Config
 from cellar_server.errors import CellarError
 from cellar_server.scheduler.policy import Cost
+from cellar_server.sessions.columns import LARGE
 from cellar_server.sessions.core import new_error_id
 from cellar_server.sessions.directory import Directory
 from cellar_server.sessions.messages import (
@@ -55,12 +56,13 @@ class Engine:
         self.manifest = model.manifest
         self.name: str = model.manifest.name
         self.version: int = model.manifest.version
+        self.number = directory.add_engine(self)
         self._clock = clock
         self._sessions = Sessions(
             model,
             config,
             directory,
-            directory.add_engine(self),
+            self.number,
             clock=clock,
             cost=cost or Cost.measure(model.runtime),
             first_ticket=secrets.randbits(32),
@@ -88,6 +90,8 @@ class Engine:
 
     def post(self, request: Request) -> None:
         """Hands a request over; never blocks. After the thread's end it is answered with an error at once."""
+        if isinstance(request, FrameRequest) and len(request.frame.handles) >= LARGE:
+            self._sessions.read_large(request)
         self._inbox.put(request)
         if not self._thread.is_alive() and self._thread.ident is not None:
             self._refuse_inbox()
@@ -193,8 +197,8 @@ class Engine:
         try:
             while True:
                 match self._inbox.get_nowait():
-                    case FrameRequest(to=to, frame=frame):
-                        replies.append(FrameReply(to, frame.frame_id, error))
+                    case FrameRequest(to=to, frame_id=frame_id):
+                        replies.append(FrameReply(to, frame_id, error))
                     case PredictRequest(to=to):
                         replies.append(PredictReply(to, [], None, error=error))
                     case GenerateRequest(to=to, position=position, options=options):

@@ -30,6 +30,7 @@ from cellar_server.front.registry import Registry, ask
 from cellar_server.front.status import unforeseen
 from cellar_server.sessions.messages import AnswerReply, FrameReply, FrameRequest, StreamClosed
 from cellar_server.sessions.sessions import Opened
+from cellar_server.sessions.table import engine_of
 
 _numbers = itertools.count(1)
 
@@ -54,13 +55,11 @@ class StreamSession:
         self.context = context
         self.registry = registry
         self.number = next(_numbers) & 0xFFFFFFFF
-        self._engines: dict[int, Engine] = {}  # by the handles issued here, where there are several models
-        self._used: list[Engine] = []
-        self._unanswered = 0  # rows posted and not answered
+        self._engines: dict[int, Engine] = {}  # whose handles were issued here, by their number
         self._frames: dict[int, int] = {}  # rows of each unanswered message
         self._outbox: deque[StreamResponse] = deque()
-        self._work = asyncio.Event()  # something to write, or the end
-        self._room = asyncio.Event()  # something was answered and written
+        self._writer_waits: asyncio.Future[None] | None = None  # for something to write, or the end
+        self._reader_waits: asyncio.Future[None] | None = None  # until something was answered and written
         self._is_half_closed = False
 
     async def run(self) -> None:
@@ -70,20 +69,20 @@ class StreamSession:
         try:
             await self._read()
             self._is_half_closed = True
-            self._work.set()
+            _wake(self._writer_waits)
             await writer
             is_cancelled = False
         finally:
             writer.cancel()
-            for engine in self._used:
+            for engine in self._engines.values():
                 engine.post(StreamClosed(self.number, is_cancelled))
 
     async def _read(self) -> None:
         limit = self.registry.config.max_frames_in_flight
         while True:
             while len(self._frames) + len(self._outbox) >= limit:
-                self._room.clear()
-                await self._room.wait()
+                self._reader_waits = asyncio.get_running_loop().create_future()
+                await self._reader_waits
             request: StreamRequest = await self.context.read()
             if request is grpc.aio.EOF:
                 return
@@ -98,24 +97,18 @@ class StreamSession:
                 self._fail(0, CellarError(Reason.INVALID_REQUEST, "the message holds neither open, frame nor close"))
 
     def _post(self, frame: Frame) -> None:
-        rows = len(frame.handles)
-        if len(self._used) <= 1:
-            if not self._used:
-                error = CellarError(Reason.STALE_HANDLE, "no session was opened on this stream")
-                self._send_errors(frame, error)
+        handles = frame.handles
+        rows, frame_id = len(handles), frame.frame_id
+        engine = self._engines.get(engine_of(handles[0])) if rows else None
+        if engine is None:
+            # no handle of this frame's first model was issued here: any engine of the stream says so, row by row
+            engine = next(iter(self._engines.values()), None)
+            if engine is None:
+                self._send_errors(frame, CellarError(Reason.STALE_HANDLE, "no session was opened on this stream"))
                 return
-            engine = self._used[0]
-        else:
-            engines = {id(e): e for e in (self._engines.get(handle) for handle in frame.handles) if e is not None}
-            if len(engines) > 1:
-                self._fail(
-                    frame.frame_id, CellarError(Reason.INVALID_REQUEST, "the frame holds sessions of several models")
-                )
-                return
-            engine = next(iter(engines.values()), self._used[0])
         # a frame's rows are answered by several messages; its place is free when the last one is
-        self._frames[frame.frame_id] = self._frames.get(frame.frame_id, 0) + max(rows, 1)
-        engine.post(FrameRequest(self, self.number, frame))
+        self._frames[frame_id] = self._frames.get(frame_id, 0) + max(rows, 1)
+        engine.post(FrameRequest(self, self.number, frame, frame_id))
 
     def _send_errors(self, frame: Frame, error: CellarError) -> None:
         """Refuses every row of a frame that no engine saw."""
@@ -152,12 +145,8 @@ class StreamSession:
         except CellarError as error:
             self._fail(message.frame_id, error)
             return
-        if engine not in self._used:
-            self._used.append(engine)
-            if len(self._used) == 2:
-                self._engines.update(dict.fromkeys(self._engines, self._used[0]))
+        self._engines[engine.number] = engine
         good: list[Opened | None] = [each if isinstance(each, Opened) else None for each in opened]
-        self._engines.update({each.handle: engine for each in good if each is not None})
         ids = message.ids or [each.id if each else "" for each in good]
         reply = OpenedSessions(
             frame_id=message.frame_id,
@@ -175,8 +164,8 @@ class StreamSession:
             (0, CellarError(Reason.STALE_HANDLE, "this handle was not issued to this stream by this process"))
         ] * len(handles)
         try:
-            for engine in self._used:
-                mine = [i for i, handle in enumerate(handles) if self._engines.get(handle) is engine]
+            for number, engine in self._engines.items():
+                mine = [i for i, handle in enumerate(handles) if engine_of(handle) == number]
                 if mine:
                     chosen = [handles[i] for i in mine]
                     found = await ask(engine, lambda sessions, c=chosen: sessions.close_handles(self.number, c))
@@ -205,48 +194,61 @@ class StreamSession:
             self._frames.pop(reply.frame_id, None)
             self._fail(reply.frame_id, reply.error)
             return
-        ids = reply.frame_ids
-        is_one = len(ids) == 1 or ids.count(ids[0]) == len(ids)
-        frames = self._frames
-        for frame_id, rows in ((ids[0], len(ids)),) if is_one else [(each, 1) for each in ids]:
-            left = frames.get(frame_id, 0) - rows
-            if left > 0:
-                frames[frame_id] = left
-            else:
-                frames.pop(frame_id, None)
-        lengths = reply.lengths
-        answer = Answer(
-            frame_ids=ids[:1] if is_one else ids,
-            handles=reply.handles,
-            starts=reply.starts,
-            positions=reply.positions,
-            lengths=lengths[:1] if lengths.count(lengths[0]) == len(lengths) else lengths,
-            outputs=tensor(reply.outputs),
-        )
+        frame_ids, lengths, rows = reply.frame_ids, reply.lengths, len(reply.handles)
+        if len(frame_ids) == 1:
+            self._settle(frame_ids[0], rows)
+        else:
+            for frame_id in frame_ids:
+                self._settle(frame_id, 1)
+        response = StreamResponse()
+        answer = response.answer
+        answer.frame_ids.extend(frame_ids)
+        answer.handles.extend(reply.handles)
+        answer.starts.extend(reply.starts)
+        answer.positions.extend(reply.positions)
+        answer.lengths.extend(lengths[:1] if rows == 1 or lengths.count(lengths[0]) == rows else lengths)
+        outputs = answer.outputs
+        outputs.dtype = DataType.FLOAT32
+        outputs.shape.extend(reply.outputs.shape)
+        outputs.data = reply.outputs.tobytes()
         if reply.errors:
             answer.errors.extend(row_errors(reply.errors))
-        self._put(StreamResponse(answer=answer))
+        self._put(response)
+
+    def _settle(self, frame_id: int, rows: int) -> None:
+        """So many rows of a frame are answered."""
+        left = self._frames.get(frame_id, 0) - rows
+        if left > 0:
+            self._frames[frame_id] = left
+        else:
+            self._frames.pop(frame_id, None)
 
     def _put(self, response: StreamResponse) -> None:
         self._outbox.append(response)
-        self._work.set()
+        _wake(self._writer_waits)
 
     async def _write(self) -> None:
-        outbox = self._outbox
+        outbox, write = self._outbox, self.context.write
         try:
             while True:
                 if not outbox:
                     if self._is_half_closed and not self._frames:
                         return
-                    self._work.clear()
-                    await self._work.wait()
+                    self._writer_waits = asyncio.get_running_loop().create_future()
+                    await self._writer_waits
+                    self._writer_waits = None
                     continue
-                await self.context.write(outbox[0])
+                await write(outbox[0])
                 outbox.popleft()
-                self._room.set()
+                _wake(self._reader_waits)
         except asyncio.CancelledError:
             raise
         except Exception:
             # the caller is gone in the middle of a write; its read ends the stream
             if not self.context.cancelled():
                 unforeseen("writing to a stream failed")
+
+
+def _wake(waiter: asyncio.Future[None] | None) -> None:
+    if waiter is not None and not waiter.done():
+        waiter.set_result(None)

@@ -56,6 +56,8 @@ class Scheduler:
 
     def take_late(self, now: float) -> np.ndarray:
         """Removes and returns the ready rows whose deadline has passed."""
+        if not self.work.num_limited:
+            return self._ready[:0]
         late = self.work.deadline[self._ready] <= now
         if not late.any():
             return self._ready[:0]
@@ -66,7 +68,7 @@ class Scheduler:
     def next(self) -> tuple[np.ndarray, int]:
         """The next run: rows of work [batch], removed from the queue, and its steps. Something must be ready."""
         work, ready = self.work, self._ready
-        if work.is_bulk[ready].any():
+        if work.num_limited and work.is_bulk[ready].any():
             waits = work.is_bulk[ready] & (work.waited[ready] < BULK_PATIENCE) & ~work.passed[ready]
             ready = np.concatenate([ready[~waits], ready[waits]])
         remaining = work.steps[ready] - work.done[ready]

@@ -13,25 +13,28 @@ MAX_LARGE_BYTES = 1 << 30
 
 
 class Answers:
-    """Rings of W answers beside the session table. Columns are [capacity, W].
+    """Rings of W answers beside the session table. Columns are [W * capacity], the k-th answers of all sessions behind
+    the (k - 1)-th, so what a session has not stored is memory that nobody touched.
 
     A one-emission answer lies in a column; larger ones lie aside, bounded per session and in all. start and length
     are the chunk's, in position units; emissions -1 marks an answer that is kept no longer.
     """
 
     def __init__(self, capacity: int, depth: int, output_shape: tuple[int, ...], max_bytes: int) -> None:
+        self.capacity = capacity
         self.depth = depth
         self.max_bytes = max_bytes
         self.output_shape = output_shape
         self._size = int(np.prod(output_shape, dtype=np.int64))
         self._count = np.zeros(capacity, np.int64)  # answers ever stored for the session in the slot
-        self._start = np.zeros((capacity, depth), np.int64)
-        self._length = np.zeros((capacity, depth), np.int64)
-        self._digest = np.zeros((capacity, depth), np.uint64)
-        self._emissions = np.zeros((capacity, depth), np.int64)
-        self._single = reserve(capacity * depth, self._size)
-        self._large: OrderedDict[int, np.ndarray] = OrderedDict()
+        self._start = np.zeros(depth * capacity, np.int64)
+        self._length = np.zeros(depth * capacity, np.int32)
+        self._digest = np.zeros(depth * capacity, np.uint64)
+        self._emissions = np.zeros(depth * capacity, np.int32)
+        self._single = reserve(depth * capacity, self._size)
+        self._large: OrderedDict[int, np.ndarray] = OrderedDict()  # by place
         self._large_bytes = 0
+        self._largest_bytes = 0
         self._num_single = 0
 
     @property
@@ -41,99 +44,121 @@ class Answers:
 
     def reset(self, slot: int) -> None:
         """Forgets what a slot held."""
-        for k in range(min(int(self._count[slot]), self.depth)):
-            self._forget(slot, k)
-        if self._count[slot]:
+        count = int(self._count[slot])
+        if count:
+            for k in range(min(count, self.depth)):
+                self._forget(k * self.capacity + slot)
             self._count[slot] = 0
 
-    def _forget(self, slot: int, k: int) -> None:
-        if self._emissions[slot, k] == 1:
+    def _forget(self, place: int) -> None:
+        if self._emissions[place] == 1:
             self._num_single -= 1
-        large = self._large.pop(slot * self.depth + k, None)
+        large = self._large.pop(place, None)
         if large is not None:
             self._large_bytes -= large.nbytes
-        self._emissions[slot, k] = -1
+        self._emissions[place] = -1
 
     def store_single(
         self, slots: np.ndarray, starts: np.ndarray, lengths: np.ndarray, digests: np.ndarray, y: np.ndarray
     ) -> None:
         """Stores one-emission answers of distinct sessions. slots .. digests: [n]; y: float32 [n, ...]."""
-        k = self._place(slots, starts, lengths, digests)
-        self._emissions[slots, k] = 1
-        self._single[slots * self.depth + k] = y.reshape(len(slots), self._size)
+        places = self._place(slots, starts, lengths, digests)
+        self._emissions[places] = 1
+        self._single[places] = y.reshape(len(slots), self._size)
         self._num_single += len(slots)
 
-    def store(self, slot: int, start: int, length: int, digest: int, y: np.ndarray) -> None:
-        """Stores one answer of any number of emissions. y: float32 [emissions, ...]."""
-        slots = np.array([slot])
-        if len(y) == 1:
-            self.store_single(slots, np.array([start]), np.array([length]), np.array([digest], np.uint64), y)
-            return
-        k = int(self._place(slots, start, length, digest)[0])
-        if not len(y):
-            self._emissions[slot, k] = 0
-            return
-        ring = [slot * self.depth + (k + 1 + i) % self.depth for i in range(self.depth)]
-        kept = sum(self._large[place].nbytes for place in ring if place in self._large)
-        for place in ring:
-            if kept + y.nbytes <= self.max_bytes:
-                break
-            if place in self._large:
-                kept -= self._large[place].nbytes
-                self._forget(slot, place % self.depth)
-        if y.nbytes > self.max_bytes:
-            self._emissions[slot, k] = -1
-            return
-        self._emissions[slot, k] = len(y)
-        self._large[slot * self.depth + k] = y.copy()
-        self._large_bytes += y.nbytes
+    def store_many(
+        self,
+        slots: np.ndarray,
+        starts: np.ndarray,
+        lengths: np.ndarray,
+        digests: np.ndarray,
+        emissions: np.ndarray,
+        y: np.ndarray,
+    ) -> None:
+        """Stores answers of distinct sessions, of any number of emissions each. slots .. emissions: [n];
+        y: float32 [sum(emissions), ...]."""
+        places = self._place(slots, starts, lengths, digests)
+        self._emissions[places] = emissions
+        ends = np.cumsum(emissions)
+        single = emissions == 1
+        if single.any():
+            self._single[places[single]] = y[ends[single] - 1].reshape(-1, self._size)
+            self._num_single += int(single.sum())
+        several = np.flatnonzero(emissions > 1)
+        for place, end, n in zip(
+            places[several].tolist(), ends[several].tolist(), emissions[several].tolist(), strict=True
+        ):
+            self._store_large(place, y[end - n : end])
         while self._large_bytes > MAX_LARGE_BYTES:
-            place = next(iter(self._large))
-            self._forget(*divmod(place, self.depth))
+            self._forget(next(iter(self._large)))
+
+    def _store_large(self, place: int, y: np.ndarray) -> None:
+        """Keeps an answer aside; the session's older ones go where all of them are more than its limit."""
+        self._largest_bytes = max(self._largest_bytes, y.nbytes)
+        if self._largest_bytes * self.depth > self.max_bytes:
+            size = self.depth * self.capacity
+            ring = [(place + (1 + i) * self.capacity) % size for i in range(self.depth)]
+            kept = {each: large.nbytes for each in ring if (large := self._large.get(each)) is not None}
+            for each in list(kept):
+                if sum(kept.values()) + y.nbytes <= self.max_bytes:
+                    break
+                del kept[each]
+                self._forget(each)
+            if y.nbytes > self.max_bytes:
+                self._emissions[place] = -1
+                return
+        self._large[place] = y.copy()
+        self._large_bytes += y.nbytes
 
     def _place(self, slots: np.ndarray, starts: object, lengths: object, digests: object) -> np.ndarray:
-        k = self._count[slots] % self.depth
-        self._count[slots] += 1
-        full = self._count[slots] > self.depth
+        """The places [n] that the sessions' next answers take, older ones forgotten."""
+        count = self._count[slots]
+        places = count % self.depth * self.capacity + slots
+        full = count >= self.depth
         if full.any():
-            old = self._emissions[slots, k]
-            self._num_single -= int((full & (old == 1)).sum())
-            for slot, place in zip(slots[full & (old > 1)].tolist(), k[full & (old > 1)].tolist(), strict=True):
-                self._large_bytes -= self._large.pop(slot * self.depth + place).nbytes
-        self._start[slots, k] = starts
-        self._length[slots, k] = lengths
-        self._digest[slots, k] = digests
-        return k
+            old = self._emissions[places]
+            self._num_single -= int(np.count_nonzero(full & (old == 1)))
+            large = full & (old > 1)
+            if large.any():
+                for place in places[large].tolist():
+                    self._large_bytes -= self._large.pop(place).nbytes
+        self._count[slots] = count + 1
+        self._start[places] = starts
+        self._length[places] = lengths
+        self._digest[places] = digests
+        return places
+
+    def _kept(self, slot: int) -> list[int]:
+        """Places of the session's answers, oldest first."""
+        count = int(self._count[slot])
+        return [i % self.depth * self.capacity + slot for i in range(max(0, count - self.depth), count)]
 
     def find(self, slot: int, start: int, length: int, digest: int) -> np.ndarray | bool | None:
         """The stored answer float32 [emissions, ...] of a chunk; None where it is kept no longer; False where the
         session took in something else there."""
-        count = int(self._count[slot])
-        kept = range(max(0, count - self.depth), count)
-        for i in reversed(kept):
-            k = i % self.depth
-            if int(self._start[slot, k]) == start and int(self._length[slot, k]) == length:
-                if int(self._digest[slot, k]) != digest:
+        kept = self._kept(slot)
+        for place in reversed(kept):
+            if int(self._start[place]) == start and int(self._length[place]) == length:
+                if int(self._digest[place]) != digest:
                     continue
-                emissions = int(self._emissions[slot, k])
+                emissions = int(self._emissions[place])
                 if emissions < 0:
                     return None
                 if emissions == 1:
-                    return self._single[slot * self.depth + k].reshape(1, *self.output_shape).copy()
+                    return self._single[place].reshape(1, *self.output_shape).copy()
                 if emissions == 0:
                     return np.zeros((0, *self.output_shape), np.float32)
-                return self._large[slot * self.depth + k]
-        oldest = int(self._start[slot, kept[0] % self.depth]) if kept else 0
-        return None if not kept or start < oldest else False
+                return self._large[place]
+        return None if not kept or start < int(self._start[kept[0]]) else False
 
     def copy(self, source: int, target: int) -> None:
         """The target's slot gets the source's stored answers."""
-        count = int(self._count[source])
-        for i in range(max(0, count - self.depth), count):
-            k = i % self.depth
-            if self._emissions[source, k] < 0:
+        for place in self._kept(source):
+            if self._emissions[place] < 0:
                 continue
-            start, length, digest = self._start[source, k], self._length[source, k], self._digest[source, k]
-            y = self.find(source, int(start), int(length), int(digest))
+            start, length, digest = int(self._start[place]), int(self._length[place]), int(self._digest[place])
+            y = self.find(source, start, length, digest)
             if isinstance(y, np.ndarray):
-                self.store(target, int(start), int(length), int(digest), y)
+                one = np.array([target]), np.array([start]), np.array([length]), np.array([digest], np.uint64)
+                self.store_many(*one, np.array([len(y)]), y)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from cellar_proto.v1.reason_pb2 import Reason
 from cellar_proto.v1.tensor_pb2 import DataType
@@ -29,22 +31,21 @@ class Content:
         self.unit_bytes = self.dtype.itemsize * int(np.prod(self.unit_shape, dtype=np.int64))
         self.vocabulary = 0 if self.is_text else model.manifest.input.vocabulary
 
-    def check(self, dtype: int, shape: list[int], num_bytes: int, total: int) -> None:
+    def check(self, dtype: int, shape: Sequence[int], num_bytes: int, total: int) -> None:
         """CellarError DTYPE_MISMATCH or SHAPE_MISMATCH unless a tensor holds `total` units of the model's input."""
-        if dtype not in (DataType.DATA_TYPE_UNSPECIFIED, self.wire_dtype):
+        if dtype and dtype != self.wire_dtype:
             raise CellarError(
                 Reason.DTYPE_MISMATCH,
                 f"the model takes {NAMES[self.wire_dtype]}, not {NAMES.get(dtype, f'dtype {dtype}')}",
             )
-        expected = [total, *self.unit_shape]
-        if shape and list(shape) != expected:
+        if shape and list(shape) != (expected := [total, *self.unit_shape]):
             raise CellarError(
                 Reason.SHAPE_MISMATCH, f"inputs have shape {list(shape)}; lengths and model make it {expected}"
             )
         if num_bytes != total * self.unit_bytes:
             raise CellarError(
                 Reason.SHAPE_MISMATCH,
-                f"inputs are {num_bytes} bytes; {NAMES[self.wire_dtype]} {expected} is {total * self.unit_bytes}",
+                f"inputs are {num_bytes} bytes; {NAMES[self.wire_dtype]} {[total, *self.unit_shape]} is {total * self.unit_bytes}",
             )
 
     def array(self, data: bytes, total: int) -> np.ndarray:
@@ -59,9 +60,6 @@ class Content:
         values: the packed units [sum(lengths), ...]; lengths: [N], none 0.
         """
         if values.dtype.kind == "f":
-            # the sum is finite wherever all values are and are not huge: one pass without a temporary
-            if np.isfinite(values.sum(dtype=np.float64)):
-                return []
             good, reason = np.isfinite(values), Reason.NON_FINITE_INPUT
             text = "the chunk holds NaN or an infinity at step {}"
         elif self.vocabulary:

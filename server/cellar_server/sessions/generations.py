@@ -160,8 +160,7 @@ class Generations:
         work.steps[w] = 1
         work.slot[w] = -1
         work.stream[w] = -1
-        work.deadline[w] = request.deadline_s or np.inf
-        work.is_bulk[w] = False
+        work.limit(np.array([w]), request.deadline_s or np.inf, False)
         work.last[w] = generation.ids[-1] if generation.ids else self.core.model.manifest.generation.begin_id
         self._by_work[w] = generation
         self._by_to[id(request.to)] = generation

@@ -21,6 +21,9 @@ class FrameRequest:
     to: Any
     stream: int
     frame: Frame
+    frame_id: int
+    columns: Any = None  # its rows as Columns, where the receiver read it ahead
+    live: int = 0  # its rows that wait or run; the engine's own count
 
 
 @dataclass(slots=True)
@@ -93,7 +96,8 @@ class Call:
 
 @dataclass(slots=True)
 class AnswerReply:
-    """Rows that one run finished (or that were refused) for one stream. Columns are [M]; errors by place in them.
+    """Rows that one run finished (or that were refused) for one stream. Columns are [M] (frame_ids: one where all rows
+    are of one frame); errors by place in them.
 
     outputs: float32 [sum(lengths), ...].
     """

@@ -86,8 +86,7 @@ class Predicts:
         work.row[rows] = good
         work.stream[rows] = -1
         work.keeps[rows] = request.all_emissions
-        work.deadline[rows] = request.deadline_s or np.inf
-        work.is_bulk[rows] = request.is_bulk
+        work.limit(rows, request.deadline_s or np.inf, request.is_bulk)
         core.scheduler.add(rows)
 
     def _read(

@@ -32,7 +32,7 @@ from cellar_server.sessions.messages import (
     StreamClosed,
 )
 from cellar_server.sessions.predicts import Predicts
-from cellar_server.sessions.table import Table
+from cellar_server.sessions.table import Table, span
 from cellar_server.zoo import Model
 
 log = logging.getLogger("cellar_server.sessions")
@@ -90,7 +90,7 @@ class Sessions:
                 budget_s=config.run_budget_ms / 1000,
                 is_exact=model.manifest.is_whole_only,
             ),
-            Table(config.max_sessions, runtime.state_size, first_ticket),
+            Table(config.max_sessions, runtime.state_size, first_ticket, number),
             Answers(config.max_sessions, config.max_chunks_in_flight, runtime.output_shape, config.answer_bytes),
         )
         self.frames = Frames(self.core)
@@ -107,6 +107,10 @@ class Sessions:
     def is_idle(self) -> bool:
         """Nothing waits or runs."""
         return self.core.work.num_used == 0
+
+    def read_large(self, request: FrameRequest) -> None:
+        """Reads a frame of many rows before it is admitted; the one call that any thread may make."""
+        self.frames.read_large(request)
 
     def take_replies(self) -> list[Reply]:
         """What is to be delivered since the last call."""
@@ -196,19 +200,22 @@ class Sessions:
         core, work = self.core, self.core.work
         slots = work.slot[rows]
         stored = (slots >= 0) & (work.done[rows] == 0)
+        # a run reads them and writes elsewhere, so neighbouring rows need no copy
         if stored.all():
-            state = core.table.state.take(slots, axis=0)
+            state = core.table.state[span(slots)]
+        elif not stored.any():
+            state = work.state[span(rows)]
         else:
-            state = work.state.take(rows, axis=0)
-            if stored.any():
-                state[stored] = core.table.state[slots[stored]]
+            state = work.state[rows]
+            state[stored] = core.table.state[slots[stored]]
         runtime = core.model.runtime
         lots = work.lot[rows]
         first = work.offset[rows] + work.done[rows]
         if lots[0] >= 0 and (lots == lots[0]).all():
             inputs = work.lots[int(lots[0])].inputs
-            if len(inputs) == len(rows) * q and (first == np.arange(0, len(rows) * q, q)).all():
-                return inputs.reshape(len(rows), q, *inputs.shape[1:]), state
+            at, n = int(first[0]), len(rows)
+            if n == 1 or (first == np.arange(at, at + n * q, q)).all():
+                return inputs[at : at + n * q].reshape(n, q, *inputs.shape[1:]), state
             return inputs[first[:, None] + np.arange(q)], state
         x = np.empty((len(rows), q, *runtime.input_shape), runtime.input_dtype)
         fed_back = work.kind[rows] == Kind.GENERATION
@@ -237,7 +244,7 @@ class Sessions:
             self._keep_outputs(rows, q, y, (begun | ~ended) & work.keeps[rows])
         if not ended.all():
             going = rows[~ended]
-            work.state[going] = state[~ended]
+            work.state[span(going)] = state[~ended]
             core.scheduler.add(going)
             rows, y, state, kind, begun = rows[ended], y[ended], state[ended], kind[ended], begun[ended]
             if not len(rows):

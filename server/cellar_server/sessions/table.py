@@ -12,8 +12,26 @@ from cellar_server.scheduler.work import reserve
 
 # How many void handles are remembered with the reason of their end.
 MAX_VOID = 10_000
-_SLOT_MASK = np.uint64(0xFFFFFFFF)
+# A handle: 32 bits of ticket, 8 of the engine's number, 24 of slot.
+MAX_CAPACITY = 1 << 24
+MAX_ENGINES = 1 << 8
+_ENGINE_BITS = 24
+_PLACE_MASK = np.uint64(0xFFFFFFFF)
 _TICKET_SHIFT = np.uint64(32)
+
+
+def engine_of(handle: int) -> int:
+    """Number of the engine that issued a handle."""
+    return handle >> _ENGINE_BITS & MAX_ENGINES - 1
+
+
+def span(places: np.ndarray) -> np.ndarray | slice:
+    """Places [n] as a slice where they stand in a row (whose selection copies nothing), else as they are."""
+    n = len(places)
+    first = int(places[0])
+    if int(places[-1]) - first != n - 1 or (n > 2 and not (places == np.arange(first, first + n)).all()):
+        return places
+    return slice(first, first + n)
 
 
 class Table:
@@ -25,8 +43,9 @@ class Table:
     last_use, opened: on the engine's clock; max_idle, max_age: limits in seconds (max_age 0: none).
     """
 
-    def __init__(self, capacity: int, state_size: int, first_ticket: int) -> None:
+    def __init__(self, capacity: int, state_size: int, first_ticket: int, engine: int = 0) -> None:
         self.capacity = capacity
+        self._base = engine << _ENGINE_BITS
         self.state = reserve(capacity, state_size)
         self.key = np.zeros(capacity, dtype=object)
         self.is_open = np.zeros(capacity, np.bool_)
@@ -73,7 +92,7 @@ class Table:
         self.state[slot] = start
         self.key[slot] = key
         self.is_open[slot] = True
-        self.ticket[slot] = 0
+        self.ticket[slot] = self.stream[slot] = 0
         self.position[slot] = self.accepted[slot] = self.in_flight[slot] = 0
         self.head[slot] = self.tail[slot] = -1
         self.last_use[slot] = self.opened[slot] = now
@@ -89,13 +108,13 @@ class Table:
         self._ticket = self._ticket % 0xFFFFFFFF + 1
         self.ticket[slot] = self._ticket
         self.stream[slot] = stream
-        return self._ticket << 32 | slot
+        return self._ticket << 32 | self._base | slot
 
     def void(self, slot: int, error: CellarError) -> None:
         """Voids a slot's handle and remembers why."""
         if self.ticket[slot]:
-            self._void[int(self.ticket[slot]) << 32 | slot] = error
-            self.ticket[slot] = 0
+            self._void[int(self.ticket[slot]) << 32 | self._base | slot] = error
+            self.ticket[slot] = self.stream[slot] = 0
             if len(self._void) > MAX_VOID:
                 self._void.popitem(last=False)
 
@@ -103,23 +122,35 @@ class Table:
         """Voids all handles of a stream that is gone; their sessions stay open."""
         count = self._fresh
         slots = np.flatnonzero((self.stream[:count] == stream) & (self.ticket[:count] != 0))
-        self.ticket[slots] = 0
+        self.ticket[slots] = self.stream[slots] = 0
 
     def resolve(self, handles: np.ndarray, streams: np.ndarray | int) -> tuple[np.ndarray, np.ndarray]:
         """Slots int64 [N] of handles uint64 [N] and which of them are valid for their streams: bool [N]."""
-        slots = (handles & _SLOT_MASK).astype(np.int64)
-        tickets = (handles >> _TICKET_SHIFT).astype(np.uint32)
-        inside = slots < self._fresh
-        slots[~inside] = 0
-        valid = inside & (tickets != 0) & (self.ticket[slots] == tickets) & (self.stream[slots] == streams)
-        return slots, valid
+        slots = (handles & _PLACE_MASK).astype(np.int64) - self._base
+        tickets = handles >> _TICKET_SHIFT
+        inside = slots.view(np.uint64) < self._fresh
+        if not inside.all():
+            slots[~inside] = 0
+        # a slot without a handle has ticket and stream 0, and no stream is 0
+        return slots, inside & (self.ticket[slots] == tickets) & (self.stream[slots] == streams)
 
     def why_void(self, handle: int) -> CellarError:
         """The error for a handle that `resolve` refused."""
         error = self._void.get(handle)
         if error is not None:
             return CellarError(error.reason, error.message)
+        if engine_of(handle) != self._base >> _ENGINE_BITS:
+            return CellarError(
+                Reason.STALE_HANDLE, "a frame holds sessions of one model: this handle is not of its first row's model"
+            )
         return CellarError(Reason.STALE_HANDLE, "this handle was not issued to this stream by this process")
+
+    def hold(self, slot: int, tail: bytes) -> None:
+        """Keeps what a codec holds back for a session; empty for nothing."""
+        if tail:
+            self.held[slot] = tail
+        else:
+            self.held.pop(slot, None)
 
     def close(self, slot: int, error: CellarError) -> None:
         """Ends a session and frees its slot; its handle answers with `error` from now on."""
