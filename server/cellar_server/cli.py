@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
+from typing import Any
 
 from cellar_server.config import Config, from_args
 from cellar_server.log import set_up
@@ -25,12 +26,22 @@ async def serve(config: Config) -> None:
     await server.drain()
 
 
+def run(main: Coroutine[Any, Any, None]) -> None:
+    """On uvloop's event loop where it is installed (it has none for Windows), else on asyncio's."""
+    try:
+        import uvloop
+    except ImportError:
+        asyncio.run(main)
+    else:
+        uvloop.run(main)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """0: stopped when told to; 1: could not start, with the reason on standard error."""
     try:
         config = from_args(arguments)
         set_up(config.log_level)
-        asyncio.run(serve(config))
+        run(serve(config))
     except StartupError as error:
         print(f"cellar-server: {error}", file=sys.stderr)
         return 1

@@ -8,11 +8,13 @@ import secrets
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from cellar_proto.v1.models_pb2 import Counters
 from cellar_proto.v1.reason_pb2 import Reason
 
 from cellar_server.config import Config
+from cellar_server.engine.runner import Runner
 from cellar_server.errors import CellarError
 from cellar_server.scheduler.policy import Cost
 from cellar_server.sessions.columns import LARGE
@@ -30,13 +32,22 @@ from cellar_server.sessions.messages import (
     Reply,
     Request,
 )
-from cellar_server.sessions.sessions import Sessions
+from cellar_server.sessions.sessions import Outcome, Run, Sessions
 from cellar_server.zoo import Model
 
 log = logging.getLogger("cellar_server.engine")
 
 # Requests taken in before the next run at most, so that a flood of them cannot hold up the runs.
 MAX_BATCH = 4096
+# A run of fewer seconds is computed on the engine's own thread: to hand it over takes a tenth of that.
+OVERLAP_S = 1.5e-3
+
+
+@dataclass(frozen=True, slots=True)
+class Ran:
+    """A run on the runner is over."""
+
+    outcome: Outcome
 
 
 class Engine:
@@ -67,8 +78,11 @@ class Engine:
             cost=cost or Cost.measure(model.runtime),
             first_ticket=secrets.randbits(32),
         )
-        self._inbox: queue.SimpleQueue[Request | None] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[Request | Ran | None] = queue.SimpleQueue()
         self._deliver: Callable[[list[Reply]], None] = lambda replies: None
+        self._runner = Runner(f"run-{self.name}")
+        self._run: Run | None = None  # under way: its rows are answered by `finish`
+        self._outcome: Outcome | None = None  # of that run, taken from the inbox
         self._thread = threading.Thread(target=self._main, name=f"engine-{self.name}", daemon=True)
         self._stop_at: float | None = None
         self._dead: CellarError | None = None
@@ -131,18 +145,26 @@ class Engine:
             self._loop()
         except Exception:
             self._die()
+        finally:
+            self._runner.stop()
 
     def _loop(self) -> None:
         sessions = self._sessions
         expire_at = 0.0
         while True:
-            sessions.admit(self._take(sessions.has_ready, expire_at))
-            if sessions.has_ready:
-                sessions.run()
-            if self._clock() >= expire_at:
+            requests = self._take(expire_at)
+            if self._outcome is not None:
+                assert self._run is not None
+                sessions.finish(self._run, self._outcome)
+                self._run = self._outcome = None
+            if requests:
+                sessions.admit(requests)
+            self._begin()
+            sessions.settle()
+            if self._run is None and self._clock() >= expire_at:
                 expire_at = sessions.expire()
             self._send(sessions.take_replies())
-            if self._stop_at is not None:
+            if self._stop_at is not None and self._run is None:
                 sessions.core.is_draining = True
                 if sessions.is_idle and self._inbox.empty():
                     return
@@ -151,11 +173,39 @@ class Engine:
                     self._send(sessions.take_replies())
                     return
 
-    def _take(self, has_ready: bool, expire_at: float) -> list[Request]:
-        """What is in the inbox; without work it waits for a request, a limit or the end of draining."""
+    def _begin(self) -> None:
+        """Starts a run where none is under way and rows are ready. A short one is over on return; a long one is
+        computed beside what this thread does next."""
+        sessions = self._sessions
+        if self._run is not None or not sessions.has_ready:
+            return
+        run = sessions.begin()
+        if run is None:
+            return
+        self._run = run
+        if run.cost_s < OVERLAP_S:
+            sessions.finish(run, sessions.compute(run))
+            self._run = None
+            return
+        self._runner.start(lambda: self._inbox.put(Ran(sessions.compute(run))))
+
+    def _take(self, expire_at: float) -> list[Request]:
+        """What is in the inbox; without work it waits for a request, a limit or the end of draining. While a run is
+        under way it waits for its outcome, or for a large frame that nothing came before: to admit that takes long."""
         requests: list[Request] = []
         try:
-            if not has_ready:
+            if self._run is not None:
+                while True:
+                    item = self._inbox.get()
+                    if isinstance(item, Ran):
+                        self._outcome = item.outcome
+                        break
+                    if item is None:
+                        continue
+                    if not requests and isinstance(item, FrameRequest) and item.columns is not None:
+                        return [item]
+                    requests.append(item)
+            elif not requests and not self._sessions.has_ready:
                 # what opened since the last scan can expire no sooner than a second from then
                 until = min(expire_at, self._clock() + 1.0) if self._sessions.core.table.num_open else None
                 if self._stop_at is not None:
@@ -163,11 +213,11 @@ class Engine:
                 wait = None if until is None else max(0.0, until - self._clock())
                 first = self._inbox.get(timeout=wait)
                 if first is not None:
-                    requests.append(first)
+                    requests.append(first)  # type: ignore[arg-type]
             while len(requests) < MAX_BATCH:
                 request = self._inbox.get_nowait()
                 if request is not None:
-                    requests.append(request)
+                    requests.append(request)  # type: ignore[arg-type]
         except queue.Empty:
             pass
         return requests
@@ -183,7 +233,10 @@ class Engine:
         self._dead = CellarError(
             Reason.INTERNAL, f"the model's engine failed; the log has the fault as {error_id}", error_id=error_id
         )
+        self._runner.stop()
         try:
+            if self._run is not None:
+                self._sessions.finish(self._run, self._dead)
             self._sessions.fail_all(self._dead)
         except Exception:
             log.exception("the dead engine of model %s could not answer all [%s]", self.name, error_id)

@@ -45,7 +45,8 @@ class Content:
         if num_bytes != total * self.unit_bytes:
             raise CellarError(
                 Reason.SHAPE_MISMATCH,
-                f"inputs are {num_bytes} bytes; {NAMES[self.wire_dtype]} {[total, *self.unit_shape]} is {total * self.unit_bytes}",
+                f"inputs are {num_bytes} bytes; {NAMES[self.wire_dtype]} {[total, *self.unit_shape]} "
+                f"is {total * self.unit_bytes}",
             )
 
     def array(self, data: bytes, total: int) -> np.ndarray:

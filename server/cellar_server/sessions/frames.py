@@ -25,6 +25,8 @@ class Frames:
         self._number = 0
         self._outbox = Outbox(core, self._requests)
         self._tails: dict[int, bytes] = {}  # what the codec holds back after a row of work
+        # committed, their answers neither stored nor sent: rows, slots, positions after them, outputs
+        self._unsettled: list[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]] = []
 
     # -- in ------------------------------------------------------------------------------------------------------
 
@@ -140,11 +142,13 @@ class Frames:
 
     def _queue(self, columns: Columns, slot: np.ndarray, left: np.ndarray, now: float) -> None:
         """Rows `left` [m] of the columns become rows of work."""
-        core, table, work = self.core, self.core.table, self.core.work
+        table, work = self.core.table, self.core.work
         length = columns.length
         taken = work.take(len(left))
         is_whole = len(left) == len(length)
-        counts = columns.counts if is_whole else np.bincount(columns.owner[left], minlength=len(columns.counts)).tolist()
+        counts = (
+            columns.counts if is_whole else np.bincount(columns.owner[left], minlength=len(columns.counts)).tolist()
+        )
         for place, (chunks, live) in enumerate(zip(columns.frames, counts, strict=True), self._number + 1):
             if live:
                 chunks.request.live = live
@@ -263,31 +267,41 @@ class Frames:
 
         rows: [n]; state: float32 [n, S]; outputs: every emission, packed: float32 [sum(steps of rows), ...].
         """
-        core, table, work = self.core, self.core.table, self.core.work
-        slots, emissions = work.slot[rows], work.steps[rows]
-        starts, lengths, digest = work.start[rows], work.length[rows], work.digest[rows]
+        table, work = self.core.table, self.core.work
+        slots = work.slot[rows]
         table.state[span(slots)] = state
-        table.position[slots] += lengths
+        table.position[slots] += work.length[rows]
         table.in_flight[slots] -= 1
         table.last_use[slots] = now
-        if self.content.is_text:
-            for w, slot in zip(rows.tolist(), slots.tolist(), strict=True):
-                table.hold(slot, self._tails.pop(w))
-        if len(outputs) == len(rows) and (emissions == 1).all():
-            core.answers.store_single(slots, starts, lengths, digest, outputs)
-        else:
-            core.answers.store_many(slots, starts, lengths, digest, emissions, outputs)
-        core.counts.chunks += len(rows)
-        self._outbox.answer(rows, table.position[slots], emissions, outputs)
+        self._unsettled.append((rows, slots, table.position[slots], outputs))
         following = work.next[rows]
         table.head[slots] = following
         waits = following >= 0
-        self._forget(rows)
+        if self.content.is_text:
+            for w, slot in zip(rows.tolist(), slots.tolist(), strict=True):
+                table.hold(slot, self._tails.pop(w))
+            # what follows may be refused while it is read, and answers keep their order
+            self.settle()
         if waits.any():
             table.tail[slots[~waits]] = -1
             self.activate(following[waits], now)
         else:
             table.tail[slots] = -1
+
+    def settle(self) -> None:
+        """Stores and sends the answers of what was committed: the part that can wait for the next run's start."""
+        core, work = self.core, self.core.work
+        for rows, slots, positions, outputs in self._unsettled:
+            emissions = work.steps[rows]
+            chunk = slots, work.start[rows], work.length[rows], work.digest[rows]
+            if len(outputs) == len(rows) and (emissions == 1).all():
+                core.answers.store_single(*chunk, outputs)
+            else:
+                core.answers.store_many(*chunk, emissions, outputs)
+            core.counts.chunks += len(rows)
+            self._outbox.answer(rows, positions, emissions, outputs)
+            self._forget(rows)
+        self._unsettled.clear()
 
     def fail(self, rows: np.ndarray, error: CellarError, now: float) -> None:
         """Chunks that end uncommitted, and with each the chunks of its session that wait behind it."""

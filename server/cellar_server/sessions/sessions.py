@@ -59,6 +59,20 @@ class SessionInfo:
     max_age_s: float
 
 
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One call of the runtime. rows: of work [batch]; x: [batch, q, ...]; state: float32 [batch, S]; cost_s: expected."""
+
+    rows: np.ndarray
+    x: np.ndarray
+    state: np.ndarray
+    cost_s: float
+
+
+# y: float32 [batch, q, ...] and the states after them float32 [batch, S], or what went wrong
+Outcome = tuple[np.ndarray, np.ndarray] | CellarError
+
+
 class Sessions:
     """Everything of one model that lives between requests. Only its engine's thread may call it."""
 
@@ -118,7 +132,9 @@ class Sessions:
         return replies
 
     def admit(self, requests: list[Request]) -> None:
-        """Takes requests in, in order; those of one kind that stand together go in together."""
+        """Takes requests in, in order; those of one kind that stand together go in together. While a run is under way
+        only frames may come."""
+        self.settle()
         now = self.core.clock()
         at = 0
         while at < len(requests):
@@ -174,26 +190,50 @@ class Sessions:
         log.exception("%s [%s] (model %s)", what, error_id, self.core.model.manifest.name)
         return CellarError(reason, f"the server failed; its log has the fault as {error_id}", error_id=error_id)
 
-    def run(self) -> None:
-        """One run on the rows whose turn it is. Something must be ready."""
+    def begin(self) -> Run | None:
+        """Takes the rows whose turn it is out of the queue for one run; None where their time was over. Something must
+        be ready, and one run is under way at most."""
         core = self.core
         now = core.clock()
         late = core.scheduler.take_late(now)
         if len(late):
             self._fail(late, CellarError(Reason.DEADLINE_EXCEEDED, "its time was over before it was computed"), now)
             if not core.scheduler.has_ready:
-                return
+                return None
         rows, q = core.scheduler.next()
+        x, state = self._gather(rows, q)
+        return Run(rows, x, state, float(core.scheduler.cost(len(rows), q)))
+
+    def compute(self, run: Run) -> Outcome:
+        """What a run gives; any thread may compute it."""
         try:
-            x, state = self._gather(rows, q)
-            y, state = core.model.runtime.step(x, state)
+            return self.core.model.runtime.step(run.x, run.state)
         except Exception:
-            self._fail(rows, self._fault("a run failed", Reason.RUN_FAILED), core.clock())
+            return self._fault("a run failed", Reason.RUN_FAILED)
+
+    def finish(self, run: Run, outcome: Outcome) -> None:
+        """Gives a run's outcome to its rows."""
+        core = self.core
+        if isinstance(outcome, CellarError):
+            self._fail(run.rows, outcome, core.clock())
             return
+        y, state = outcome
+        q = run.x.shape[1]
         core.counts.runs += 1
-        core.counts.rows += len(rows)
-        core.counts.steps += len(rows) * q
-        self._scatter(rows, q, y, state)
+        core.counts.rows += len(run.rows)
+        core.counts.steps += len(run.rows) * q
+        self._scatter(run.rows, q, y, state)
+
+    def settle(self) -> None:
+        """What is left to do for finished runs, and can be done beside the next one: storing and sending answers."""
+        self.frames.settle()
+
+    def run(self) -> None:
+        """One whole run. Something must be ready."""
+        run = self.begin()
+        if run is not None:
+            self.finish(run, self.compute(run))
+        self.settle()
 
     def _gather(self, rows: np.ndarray, q: int) -> tuple[np.ndarray, np.ndarray]:
         """Inputs [batch, q, ...] and states float32 [batch, S] of a run."""
@@ -310,6 +350,7 @@ class Sessions:
 
     def fail_all(self, error: CellarError) -> None:
         """Ends everything that waits: the engine stops."""
+        self.settle()
         scheduler = self.core.scheduler
         rows = np.concatenate([scheduler.ready, self.generations.parked()])
         scheduler.remove(rows)
