@@ -116,14 +116,16 @@ def memory(zoo: Path, runner: Runner, count: int) -> list[str]:
     """Resident bytes a session in a fresh server: opened only, and stepped once."""
     row = 4 * network.STATE_SIZE
     with served(zoo) as server, Wire(server.address) as wire:
-        warm = runner.load(server.address, 1, 1)
-        runner.runner.run(warm.window(0.2))
-        before = server.resident_bytes()
         per_stream = 2000
+        # what one frame of that size costs the process once and for all is no session's
+        warm = runner.load(server.address, 1, per_stream)
+        for _ in range(6):
+            runner.runner.run(warm.step_once())
+        before, kept = server.resident_bytes(), wire.counters(network.NAME).stored_answer_bytes
         load = runner.load(server.address, count // per_stream, per_stream)
         opened = (server.resident_bytes() - before) / count
         runner.runner.run(load.step_once())
-        stored = wire.counters(network.NAME).stored_answer_bytes / count
+        stored = (wire.counters(network.NAME).stored_answer_bytes - kept) / count
         stepped = (server.resident_bytes() - before) / count
         runner.close(warm, load)
     return [

@@ -28,7 +28,7 @@ CHANNEL_OPTIONS = [("grpc.max_receive_message_length", -1), ("grpc.max_send_mess
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """A model on the server. mode: "many-to-one" and so on; input_shape: of one step; error: why it does not serve."""
+    """A model on the server. mode: "many-to-one" and so on; shapes: of one step; error: why it does not serve."""
 
     name: str
     version: int
@@ -37,6 +37,7 @@ class ModelInfo:
     architecture: str
     labels: tuple[str, ...]
     input_shape: tuple[int, ...]
+    output_shape: tuple[int, ...]
     input_names: tuple[str, ...]
     output_names: tuple[str, ...]
     is_text: bool
@@ -98,6 +99,7 @@ def model_info(message: models_pb2.Model) -> ModelInfo:
         manifest.architecture,
         tuple(manifest.labels),
         tuple(manifest.input.shape),
+        tuple(manifest.output.shape),
         tuple(manifest.input.names),
         tuple(manifest.output.names),
         manifest.HasField("text"),

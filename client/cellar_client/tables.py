@@ -16,6 +16,8 @@ import pyarrow.parquet
 KINDS = (".csv", ".jsonl", ".parquet")
 # Rows of a JSONL file that are read together: its columns' types are settled by them.
 _JSON_ROWS = 512
+# Rows of a row group of a Parquet file that is written.
+_GROUP_ROWS = 16_384
 
 
 class TableError(Exception):
@@ -108,6 +110,7 @@ class Writer:
     """Writes record batches to a file of a kind, as they come."""
 
     def __init__(self, path: Path, kind: str) -> None:
+        self._group: list[pa.RecordBatch] = []  # of Parquet's next row group: its footer keeps a line for each of them
         self.path = path
         self.kind = _kind(Path("x" + kind))
         self._writer: Any = None
@@ -131,10 +134,21 @@ class Writer:
             batch = batch.cast(self._schema) if batch.schema != self._schema else batch
         except (pa.ArrowInvalid, ValueError) as error:
             raise TableError(f"{self.path.name}: a later part of the input has other types: {error}") from None
-        self._writer.write_batch(_flat(batch) if self.kind == ".csv" else batch)
+        if self.kind == ".csv":
+            self._writer.write_batch(_flat(batch))
+            return
+        self._group.append(batch)
+        if sum(each.num_rows for each in self._group) >= _GROUP_ROWS:
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._group:
+            self._writer.write_table(pa.Table.from_batches(self._group))
+            self._group = []
 
     def close(self) -> None:
         if self._writer is not None:
+            self._flush()
             self._writer.close()
 
 

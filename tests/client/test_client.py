@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import gc
 import json
 from pathlib import Path
@@ -10,8 +9,6 @@ from pathlib import Path
 import cellar_client
 import grpc
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet
 import pytest
 from cellar_client import AsyncClient, CellarError, Client, Emissions
 from cellar_client.cli import main
@@ -172,64 +169,6 @@ def test_emissions_know_their_classes() -> None:
 
 
 # -- scoring and the command line -----------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def address(running: object) -> str:
-    return running.address  # type: ignore[attr-defined, no-any-return]
-
-
-def write(path: Path, rows: list[dict[str, object]]) -> None:
-    if path.suffix == ".parquet":
-        pa.parquet.write_table(pa.Table.from_pylist(rows), path)
-    elif path.suffix == ".jsonl":
-        path.write_text("\n".join(json.dumps(row) for row in rows))
-    else:
-        with path.open("w", newline="") as file:
-            writer = csv.DictWriter(file, list(rows[0]))
-            writer.writeheader()
-            writer.writerows(rows)
-
-
-def score(address: str, tmp_path: Path, kind: str, *flags: str) -> list[dict[str, object]]:
-    out = tmp_path / "out.parquet"
-    source = str(tmp_path / f"in{kind}")
-    assert (
-        main(["score", "--server", address, "--model", "counter", "--input", source, "--output", str(out), *flags]) == 0
-    )
-    assert not list(tmp_path.glob("*.partial"))
-    return pa.parquet.read_table(out).to_pylist()
-
-
-@pytest.mark.parametrize("kind", [".csv", ".jsonl", ".parquet"])
-def test_rows_are_scored_in_order(address: str, tmp_path: Path, kind: str) -> None:
-    write(tmp_path / f"in{kind}", [{"id": i, "a": float(i), "b": 0.5} for i in range(3000)])
-    rows = score(address, tmp_path, kind, "--features", "a,b")
-    assert [row["id"] for row in rows] == list(range(3000))
-    assert [row["output"] for row in rows] == [0.5] * 3000 or [row["error"] for row in rows] == [None] * 3000
-
-
-def test_rows_that_fail_are_written_with_their_reason(address: str, tmp_path: Path) -> None:
-    write(
-        tmp_path / "in.jsonl", [{"a": 1.0, "b": 1.0}, {"a": None, "b": 1.0}, {"a": "x", "b": 2.0}, {"a": 4.0, "b": 2.0}]
-    )
-    rows = score(address, tmp_path, ".jsonl")
-    assert [row["error"] is None for row in rows] == [True, False, False, True]
-    assert "not a number" in str(rows[2]["error"])
-
-
-def test_rows_of_one_key_are_one_sequence(address: str, tmp_path: Path) -> None:
-    keys = ["x"] * 700 + ["y"] * 2 + ["x"]
-    write(tmp_path / "in.csv", [{"key": key, "a": 1.0, "b": 0.0} for key in keys])
-    rows = score(address, tmp_path, ".csv", "--group-by", "key", "--features", "a,b")
-    assert len(rows) == 703
-    assert all(row["error"] is None for row in rows)
-
-
-def test_lists_are_sequences_of_any_length(address: str, tmp_path: Path) -> None:
-    write(tmp_path / "in.parquet", [{"steps": [[1.0, 1.0]] * n} for n in (3, 1, 2)])
-    rows = score(address, tmp_path, ".parquet", "--features", "steps")
-    assert all(row["error"] is None for row in rows)
 
 
 def test_the_command_line(address: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -95,6 +95,7 @@ class StreamSession:
                 await self._close(request.close)
             else:
                 self._fail(0, CellarError(Reason.INVALID_REQUEST, "the message holds neither open, frame nor close"))
+            del request  # a quiet stream would hold its last message
 
     def _post(self, frame: Frame) -> None:
         handles = frame.handles

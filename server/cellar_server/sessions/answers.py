@@ -10,6 +10,10 @@ from cellar_server.scheduler.work import reserve
 
 # Answers of several emissions, of all sessions together, are kept up to this many bytes; the oldest go first.
 MAX_LARGE_BYTES = 1 << 30
+# What is kept about an answer: start, length, digest, emissions.
+_ENTRY_BYTES = 24
+# A count that gets here starts again, at the same place of the ring.
+_FAR = 1 << 31
 
 
 class Answers:
@@ -26,7 +30,7 @@ class Answers:
         self.max_bytes = max_bytes
         self.output_shape = output_shape
         self._size = int(np.prod(output_shape, dtype=np.int64))
-        self._count = np.zeros(capacity, np.int64)  # answers ever stored for the session in the slot
+        self._count = np.zeros(capacity, np.uint32)  # answers ever stored for the session in the slot
         self._start = np.zeros(depth * capacity, np.int64)
         self._length = np.zeros(depth * capacity, np.int32)
         self._digest = np.zeros(depth * capacity, np.uint64)
@@ -36,11 +40,12 @@ class Answers:
         self._large_bytes = 0
         self._largest_bytes = 0
         self._num_single = 0
+        self._num_kept = 0
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of the answers kept now."""
-        return self._large_bytes + self._num_single * self._size * 4
+        """Bytes of the answers kept now, with what is kept about them."""
+        return self._large_bytes + self._num_single * self._size * 4 + self._num_kept * _ENTRY_BYTES
 
     def reset(self, slot: int) -> None:
         """Forgets what a slot held."""
@@ -48,6 +53,7 @@ class Answers:
         if count:
             for k in range(min(count, self.depth)):
                 self._forget(k * self.capacity + slot)
+            self._num_kept -= min(count, self.depth)
             self._count[slot] = 0
 
     def _forget(self, place: int) -> None:
@@ -113,7 +119,7 @@ class Answers:
 
     def _place(self, slots: np.ndarray, starts: object, lengths: object, digests: object) -> np.ndarray:
         """The places [n] that the sessions' next answers take, older ones forgotten."""
-        count = self._count[slots]
+        count = self._count[slots].astype(np.int64)
         places = count % self.depth * self.capacity + slots
         full = count >= self.depth
         if full.any():
@@ -123,7 +129,11 @@ class Answers:
             if large.any():
                 for place in places[large].tolist():
                     self._large_bytes -= self._large.pop(place).nbytes
-        self._count[slots] = count + 1
+        self._num_kept += len(slots) - int(np.count_nonzero(full))
+        count += 1
+        if count.max() >= _FAR:
+            count = np.where(count >= _FAR, count % self.depth + self.depth, count)
+        self._count[slots] = count
         self._start[places] = starts
         self._length[places] = lengths
         self._digest[places] = digests

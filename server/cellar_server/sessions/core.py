@@ -94,7 +94,7 @@ class Core:
             Reason.OVERLOADED, f"{waiting} rows are waiting for this model", retry_after_ms=min(delay_ms, 10_000)
         )
 
-    def open_slot(self, key: str | bytes, max_idle_s: float, max_age_s: float) -> int:
+    def open_slot(self, key: str | int, max_idle_s: float, max_age_s: float) -> int:
         """A new session's slot from the start state; CellarError SESSION_EXISTS, OVERLOADED, INVALID_REQUEST."""
         for limit in (max_idle_s, max_age_s):
             if not 0 <= limit < 1e9:

@@ -19,13 +19,13 @@ _SLOT_BITS = 40
 MAX_ENDED = 10_000
 
 
-def key_of(id: str) -> str | bytes:
-    """What a session is kept under: 128-bit ids as 16 bytes, which takes half the memory of their 32 digits."""
-    return bytes.fromhex(id) if _HEX.fullmatch(id) else id
+def key_of(id: str) -> str | int:
+    """What a session is kept under: 128-bit ids as numbers, which take half the memory of their 32 digits."""
+    return int(id, 16) if _HEX.fullmatch(id) else id
 
 
-def id_of(key: str | bytes) -> str:
-    return key if isinstance(key, str) else key.hex()
+def id_of(key: str | int) -> str:
+    return key if isinstance(key, str) else f"{key:032x}"
 
 
 def mint() -> str:
@@ -44,8 +44,8 @@ class Directory:
 
     def __init__(self) -> None:
         self._engines: list[Any] = []
-        self._places: dict[str | bytes, int] = {}
-        self._ended: OrderedDict[str | bytes, tuple[CellarError, Any]] = OrderedDict()
+        self._places: dict[str | int, int] = {}
+        self._ended: OrderedDict[str | int, tuple[CellarError, Any]] = OrderedDict()
         self._lock = threading.Lock()
 
     def add_engine(self, engine: Any) -> int:
@@ -54,7 +54,7 @@ class Directory:
             self._engines.append(engine)
             return len(self._engines) - 1
 
-    def claim(self, key: str | bytes, engine: int, slot: int) -> bool:
+    def claim(self, key: str | int, engine: int, slot: int) -> bool:
         """Takes an id for a slot of an engine; False where it is taken."""
         place = engine << _SLOT_BITS | slot
         if self._places.setdefault(key, place) != place:
@@ -89,7 +89,7 @@ class Directory:
             raise CellarError(Reason.SESSION_NOT_FOUND, f"there is no session {id!r}")
         return place
 
-    def release(self, key: str | bytes, error: CellarError, receipt: Any = None) -> None:
+    def release(self, key: str | int, error: CellarError, receipt: Any = None) -> None:
         """Frees an id and remembers why; `receipt` answers a repeated close."""
         self._places.pop(key, None)
         with self._lock:

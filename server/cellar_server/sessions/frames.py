@@ -37,8 +37,10 @@ class Frames:
             if request.columns is not None:
                 self._admit_small(frames, now)
                 frames = []
-                if self._has_room(request.columns.frames[0]):
-                    self._admit_wave(request.columns, now)
+                # taken off the request: they hold each other, and its bytes would stay until the collector comes
+                columns, request.columns = request.columns, None
+                if self._has_room(columns.frames[0]):
+                    self._admit_wave(columns, now)
             elif (chunks := self._read(request)) is not None:
                 frames.append(chunks)
         self._admit_small(frames, now)

@@ -61,7 +61,7 @@ class SessionInfo:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One call of the runtime. rows: of work [batch]; x: [batch, q, ...]; state: float32 [batch, S]; cost_s: expected."""
+    """A call of the runtime. rows: of work [batch]; x: [batch, q, ...]; state: float32 [batch, S]; cost_s: expected."""
 
     rows: np.ndarray
     x: np.ndarray

@@ -82,7 +82,7 @@ class Table:
         """The slot that `open` will use next; the caller saw that there is room."""
         return self._freed[-1] if self._freed else self._fresh
 
-    def open(self, key: str | bytes, start: np.ndarray, now: float, max_idle: float, max_age: float) -> int:
+    def open(self, key: str | int, start: np.ndarray, now: float, max_idle: float, max_age: float) -> int:
         """A new session from the state row `start` float32 [S]; its slot."""
         slot = self.next_slot()
         if self._freed:
