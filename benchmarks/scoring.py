@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -35,8 +35,20 @@ def memory_of_scoring(address: str, source: Path, target: Path) -> int:
     command += ["--input", str(source), "--output", str(target), "--group-by", "sequence"]
     command += ["--features", ",".join(f"f{i}" for i in range(WIDTH))]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
+    peak = 0
+    # not from the process's own account at its end: that counts this process too, which it was forked from
+    while process.poll() is None:
+        peak = max(peak, _high_water_bytes(process.pid))
+        time.sleep(0.02)
     if process.returncode:
         raise RuntimeError(f"cellar score ended with {process.returncode}")
-    return usage.ru_maxrss * 1024
+    return peak
+
+
+def _high_water_bytes(pid: int) -> int:
+    """Peak resident size of a running process so far (Linux); 0 for one that is gone."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:")), 0)

@@ -37,7 +37,8 @@ class Reader:
         self._file: Any = None
         try:
             if kind == ".parquet":
-                self._file = pa.parquet.ParquetFile(path)
+                # reading ahead keeps the whole file in memory
+                self._file = pa.parquet.ParquetFile(path, pre_buffer=False)
                 self.num_rows = self._file.metadata.num_rows
                 self.columns = self._file.schema_arrow.names
                 self._batches: Iterator[pa.RecordBatch] = self._file.iter_batches(batch_rows)

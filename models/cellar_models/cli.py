@@ -58,9 +58,13 @@ def _weights(options: argparse.Namespace) -> Path:
 
 def _load(model: ModuleType, options: argparse.Namespace) -> tuple[Network, dict[str, float]]:
     path = _weights(options)
-    if not path.is_file():
+    served = options.zoo / options.name / "1" / "model.pt"
+    if path.is_file():
+        saved = torch.load(path, weights_only=True)
+    elif served.is_file() and options.verb != "export":
+        saved = {"weights": torch.jit.load(served).state_dict()}
+    else:
         raise FileNotFoundError(f"{path} is missing: first `cellar-models train {options.name}`")
-    saved = torch.load(path, weights_only=True)
     network = model.build(options.data)
     network.load_state_dict(saved["weights"])
     network.eval()

@@ -289,45 +289,72 @@ def evaluate(network: Describe, data: Path, num_beams: int = 10) -> Result:
         acts.setdefault(key, act)
         by_act.setdefault(key, []).append(delexicalise(sentence, values))
         by_full_act.setdefault(act, []).append(sentence.lower().split())
-    seen = {tuple(sorted(features(act, frozenset(network.copied), frozenset(network.closed))[0])) for act, _ in learn}
-    vectors = np.stack([network.condition(act)[0] for act, _ in learn])
-    searched, greedy, nearest, references, unseen, slots, errors = [], [], [], [], [], 0, 0
+    by_train_act: dict[tuple[str, ...], list[list[str]]] = {}
+    for act, sentence in learn:
+        named, values = features(act, frozenset(network.copied), frozenset(network.closed))
+        by_train_act.setdefault(tuple(sorted(named)), []).append(delexicalise(sentence, values))
+    keys = list(by_train_act)
+    vectors = np.stack([_vector(network, key) for key in keys])
+    searched, greedy, nearest, typical, references, unseen, slots, errors = [], [], [], [], [], [], 0, 0
     for key, sentences in by_act.items():
         condition, values = network.condition(acts[key])
-        greedy.append(generate(network, condition, values))
-        searched.append(generate(network, condition, values, num_beams))
-        slots += len(values)
-        errors += slot_errors(greedy[-1], values)
-        twin_act, twin = learn[int(np.abs(vectors - condition).sum(1).argmin())]
-        nearest.append(delexicalise(twin, network.condition(twin_act)[1]))
-        references.append(sentences)
-        unseen.append(key not in seen)
+        words, beam = generate(network, condition, values), generate(network, condition, values, num_beams)
+        twins = by_train_act[keys[int(np.abs(vectors - condition).sum(1).argmin())]]
+        # every test sentence counts, and all those of its act are its references
+        n = len(sentences)
+        greedy += [words] * n
+        searched += [beam] * n
+        nearest += [twins[0]] * n
+        typical += [_most_typical(twins)] * n
+        references += [sentences] * n
+        unseen += [key not in by_train_act] * n
+        slots += len(values) * n
+        errors += slot_errors(words, values) * n
     new = [i for i, is_new in enumerate(unseen) if is_new]
-    lexicalised = []
-    for act in by_full_act:
+    lexicalised, by_sentence = [], []
+    for act, sentences in by_full_act.items():
         condition, values = network.condition(act)
-        lexicalised.append(lexicalise(generate(network, condition, values), values).lower().split())
+        text = lexicalise(generate(network, condition, values), values).lower().split()
+        lexicalised += [text] * len(sentences)
+        by_sentence += [sentences] * len(sentences)
     bleu, knn = corpus_bleu(greedy, references), corpus_bleu(nearest, references)
+    best = corpus_bleu(typical, references)
     return Result(
         metrics={"BLEU-4, greedy (as served at temperature 0)": bleu},
-        baselines={"nearest training act": knn, "kNN, published": 0.5943, "SC-LSTM, published": 0.7525},
+        baselines={
+            "nearest training act": knn,
+            "its most typical sentence": best,
+            "kNN, published": 0.5943,
+            "SC-LSTM, published": 0.7525,
+        },
         unit="corpus BLEU-4, 0 to 1",
-        is_better=bleu > max(knn, 0.5943),
+        is_better=bleu > max(knn, best, 0.5943),
         notes=(
-            "Delexicalised, multi-reference by delexicalised act, as the published figures; those also choose among "
-            "over-generated sentences."
+            "Delexicalised; every test sentence counts, and all test sentences of its act are its references. "
+            "The published figures choose among over-generated sentences."
         ),
         more={
             f"BLEU-4, beam {num_beams}, fewest slot errors": corpus_bleu(searched, references),
             "BLEU-4, greedy, acts absent from train": corpus_bleu(
                 [greedy[i] for i in new], [references[i] for i in new]
             ),
-            "delexicalised acts absent from train": float(len(new)),
-            "delexicalised test acts": float(len(greedy)),
-            "BLEU-4, greedy, lexicalised, by full act": corpus_bleu(lexicalised, list(by_full_act.values())),
+            "test sentences of delexicalised acts absent from train": float(len(new)),
+            "test sentences": float(len(greedy)),
+            "BLEU-4, greedy, lexicalised, by full act": corpus_bleu(lexicalised, by_sentence),
             "slot error, greedy": errors / slots,
         },
     )
+
+
+def _vector(network: Describe, names: tuple[str, ...]) -> np.ndarray:
+    return np.array([float(name in names) for name in network.feature_names], np.float32)
+
+
+def _most_typical(sentences: list[list[str]]) -> list[str]:
+    """The sentence with the highest BLEU against the others."""
+    if len(sentences) < 3:
+        return sentences[0]
+    return max(sentences, key=lambda s: corpus_bleu([s], [[other for other in sentences if other is not s]]))
 
 
 def write_samples(folder: Path, data: Path) -> None:
