@@ -188,9 +188,9 @@ def evaluate(network: Sentiment, data: Path) -> Result:
         is_better=right / total > bayes,
         notes=(
             "Folds by line number mod 10 within each file: 0 test, 1 validation, 2 to 9 train.\n"
-            f"It is {100 * (bayes - right / total):.1f} points below naive Bayes. Tried beside it, each trained as this "
-            "one (test accuracy): a running sum of word log-odds in the state, learned (0.773), fixed (0.773) or together "
-            "with embeddings that start at them (0.774); all words instead of those seen twice (0.770)."
+            f"It is {100 * (bayes - right / total):.1f} points below naive Bayes. Tried beside it, each trained as "
+            "this one (test accuracy): a running sum of word log-odds in the state, learned (0.773), fixed (0.773) or "
+            "together with embeddings that start at them (0.774); all words instead of those seen twice (0.770)."
         ),
     )
 
