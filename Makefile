@@ -57,4 +57,4 @@ bench: $(DEV) ## measure, beside the ceilings, in one run
 	$(BIN)/python -m benchmarks
 
 clean: ## remove the virtual environment and the generated stubs
-	rm -rf $(VENV) proto/cellar_proto/v1/*_pb2*
+	rm -rf $(VENV) proto/cellar_proto/v1/*_pb2* proto/cellar_proto/oip/*.binpb

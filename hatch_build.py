@@ -1,4 +1,7 @@
-"""Build hook: generates the protobuf and gRPC stubs, so that they are never committed and never stale."""
+"""Build hook: generates the protobuf and gRPC stubs, so that they are never committed and never stale.
+
+Files under oip/ become one descriptor set instead: their messages must not be in protobuf's default pool.
+"""
 
 from __future__ import annotations
 
@@ -12,17 +15,23 @@ ROOT = Path(__file__).parent
 
 
 def generate() -> None:
-    """Writes *_pb2.py, *_pb2.pyi and *_pb2_grpc.py beside each .proto file; RuntimeError where protoc refuses."""
+    """Writes *_pb2.py, *_pb2.pyi and *_pb2_grpc.py beside each .proto file, and the descriptor set; RuntimeError where
+    protoc refuses."""
     from importlib.resources import files
 
     from grpc_tools import protoc
 
-    sources = sorted(str(path.relative_to(ROOT / "proto")) for path in (ROOT / "proto").rglob("*.proto"))
+    found = sorted(str(path.relative_to(ROOT / "proto")) for path in (ROOT / "proto").rglob("*.proto"))
+    sources = [path for path in found if "/oip/" not in path]
     include = ROOT / "proto"
     builtin = str(files("grpc_tools") / "_proto")
     for flags, chosen in (
         ([f"--python_out={include}", f"--pyi_out={include}"], sources),
         ([f"--grpc_python_out={include}"], [s for s in sources if "service " in (include / s).read_text()]),
+        (
+            [f"--descriptor_set_out={include / 'cellar_proto/oip/open_inference.binpb'}"],
+            [path for path in found if "/oip/" in path],
+        ),
     ):
         if protoc.main(["protoc", f"-I{include}", f"-I{builtin}", *flags, *chosen]):
             raise RuntimeError("protoc refused the .proto files")

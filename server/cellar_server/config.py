@@ -13,6 +13,8 @@ from typing import Any
 from cellar_server.runtime.base import StartupError
 
 ZOO = Path("models/zoo")
+# A handle has 24 bits for the session's place.
+MAX_SESSIONS = 1 << 24
 
 
 def _option(default: Any, help: str, choices: tuple[str, ...] = ()) -> Any:
@@ -52,6 +54,8 @@ class Config:
             least = 0 if each.name in ("max_age_s", "drain_s", "answer_bytes") else 1e-9
             if isinstance(value, int | float) and not isinstance(value, bool) and not value >= least:
                 raise StartupError(f"{each.name}: {value} is too small")
+            if each.name == "max_sessions" and value > MAX_SESSIONS:
+                raise StartupError(f"max_sessions: {value} is over {MAX_SESSIONS}")
             if each.metadata["choices"] and value not in each.metadata["choices"]:
                 raise StartupError(f"{each.name}: {value!r} is not one of {', '.join(each.metadata['choices'])}")
 

@@ -18,6 +18,7 @@ from cellar_proto.v1 import (
     sessions_pb2_grpc,
 )
 from cellar_proto.v1.manifest_pb2 import Mode
+from cellar_proto.v1.reason_pb2 import Reason
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
@@ -27,6 +28,8 @@ from cellar_server.engine import Engine
 from cellar_server.errors import CellarError
 from cellar_server.front.inference import Inference
 from cellar_server.front.models import ModelsFront
+from cellar_server.front.oip import schema as oip
+from cellar_server.front.oip.service import OpenInference
 from cellar_server.front.registry import Registry
 from cellar_server.front.sessions import SessionsFront
 from cellar_server.runtime.base import StartupError
@@ -63,6 +66,8 @@ class Server:
         self.registry = Registry(config)
         self.health = health.aio.HealthServicer()
         self._grpc: grpc.aio.Server | None = None
+        self._named: set[str] = set()
+        self._changes = asyncio.Lock()  # one load or unload at a time
 
     async def start(self) -> None:
         """Loads the models and listens; StartupError where it cannot."""
@@ -85,16 +90,17 @@ class Server:
         sessions_pb2_grpc.add_SessionsServicer_to_server(SessionsFront(self.registry), server)
         models_pb2_grpc.add_ModelsServicer_to_server(ModelsFront(self.registry), server)
         health_pb2_grpc.add_HealthServicer_to_server(self.health, server)
-        reflection.enable_server_reflection([*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME], server)
+        server.add_generic_rpc_handlers((OpenInference(self.registry, self).handler(),))
+        names = [*SERVICES, oip.SERVICE.full_name, health.SERVICE_NAME, reflection.SERVICE_NAME]
+        reflection.enable_server_reflection(names, server, pool=oip.BothPools())
         try:
             self.port = server.add_insecure_port(self.config.listen)
         except RuntimeError:
             self.port = 0
         if not self.port:
             raise StartupError(f"cannot listen on {self.config.listen}: is the port taken?")
-        loop = asyncio.get_running_loop()
         for engine in self.registry.engines.values():
-            engine.start(lambda replies, engine=engine: loop.call_soon_threadsafe(self._dispatch, engine, replies))
+            self._start(engine)
         await server.start()
         self._grpc = server
         self.life = Life.SERVING
@@ -102,30 +108,74 @@ class Server:
         host = self.config.listen.rpartition(":")[0]
         log.info("cellar-server listening on %s:%d", host, self.port)
 
+    def _start(self, engine: Engine) -> None:
+        loop = asyncio.get_running_loop()
+        engine.start(lambda replies: loop.call_soon_threadsafe(self._dispatch, engine, replies))
+
     def _load(self) -> None:
-        config = self.config
-        for entry in zoo.find(config.models):
-            begun = time.perf_counter()
-            try:
-                model = zoo.load(entry, provider=config.provider, intra_op=config.intra_op, spin=config.spin)
-            except CellarError as error:
-                self.registry.broken[entry.name, entry.version] = error
-                log.error("model %s/%d is broken and not served: %s", entry.name, entry.version, error.message)
-                continue
-            engine = Engine(model, config, self.registry.directory)
-            self.registry.engines[entry.name, entry.version] = engine
-            log.info(
-                "model %s/%d: %s, %s, state %d, %s, loaded in %.0f ms",
-                entry.name,
-                entry.version,
-                Mode.Name(model.manifest.mode).lower().replace("_", "-"),
-                model.manifest.architecture,
-                model.manifest.state_size,
-                config.provider,
-                1000 * (time.perf_counter() - begun),
-            )
+        for entry in zoo.find(self.config.models):
+            self._load_entry(entry)
         if not self.registry.engines:
-            log.warning("no model in %s can be served", config.models)
+            log.warning("no model in %s can be served", self.config.models)
+
+    def _load_entry(self, entry: zoo.Entry) -> Engine | None:
+        """Opens one model; None, and its error in the registry, where it is broken."""
+        config, key = self.config, (entry.name, entry.version)
+        begun = time.perf_counter()
+        try:
+            model = zoo.load(entry, provider=config.provider, intra_op=config.intra_op, spin=config.spin)
+        except CellarError as error:
+            self.registry.broken[key] = error
+            log.error("model %s/%d is broken and not served: %s", *key, error.message)
+            return None
+        engine = Engine(model, config, self.registry.directory)
+        self.registry.broken.pop(key, None)
+        self.registry.engines[key] = engine
+        log.info(
+            "model %s/%d: %s, %s, state %d, %s, loaded in %.0f ms",
+            *key,
+            Mode.Name(model.manifest.mode).lower().replace("_", "-"),
+            model.manifest.architecture,
+            model.manifest.state_size,
+            config.provider,
+            1000 * (time.perf_counter() - begun),
+        )
+        return engine
+
+    @property
+    def is_serving(self) -> bool:
+        return self.life is Life.SERVING
+
+    async def load_model(self, name: str) -> None:
+        """Serves what the models folder holds of a model and is not served yet. MODEL_NOT_FOUND, MODEL_BROKEN."""
+        async with self._changes:
+            entries = [entry for entry in zoo.find(self.config.models) if entry.name == name]
+            if not entries:
+                raise CellarError(Reason.MODEL_NOT_FOUND, f"the models folder has no {name!r}")
+            loop = asyncio.get_running_loop()
+            for entry in entries:
+                if (name, entry.version) not in self.registry.engines:
+                    engine = await loop.run_in_executor(None, self._load_entry, entry)
+                    if engine is not None:
+                        self._start(engine)
+            await self._set_health()
+        if not any(each == name for each, _ in self.registry.engines):
+            raise self.registry.broken[name, entries[-1].version]
+
+    async def unload_model(self, name: str) -> None:
+        """Takes no new work for a model, finishes what was accepted, and ends its sessions. MODEL_NOT_FOUND."""
+        async with self._changes:
+            gone = {key: engine for key, engine in self.registry.engines.items() if key[0] == name}
+            if not gone:
+                raise CellarError(Reason.MODEL_NOT_FOUND, f"there is no model {name!r}")
+            error = CellarError(Reason.SESSION_CLOSED, f"model {name!r} was unloaded")
+            loop = asyncio.get_running_loop()
+            for key, engine in gone.items():
+                del self.registry.engines[key]
+                await loop.run_in_executor(None, engine.stop, self.config.drain_s)
+                engine.release(error)
+                log.info("model %s/%d was unloaded", *key)
+            await self._set_health()
 
     def _dispatch(self, engine: Engine, replies: list[Reply]) -> None:
         """An engine's replies to their askers, on the event loop."""
@@ -139,7 +189,10 @@ class Server:
         is_serving = self.life is Life.SERVING and all(engine.is_healthy for engine in engines.values())
         for name in ("", *SERVICES):
             await self.health.set(name, _SERVING if is_serving else _NOT_SERVING)
-        for name in {name for name, _ in (*engines, *self.registry.broken)}:
+        names = {name for name, _ in (*engines, *self.registry.broken)}
+        # a model that was unloaded is known and not served
+        self._named |= names
+        for name in self._named:
             newest = [engine for (each, _), engine in engines.items() if each == name]
             serves = self.life is Life.SERVING and any(engine.is_healthy for engine in newest)
             await self.health.set(f"cellar.v1/{name}", _SERVING if serves else _NOT_SERVING)

@@ -18,7 +18,7 @@ from cellar_server.engine.runner import Runner
 from cellar_server.errors import CellarError
 from cellar_server.scheduler.policy import Cost
 from cellar_server.sessions.columns import LARGE
-from cellar_server.sessions.core import new_error_id
+from cellar_server.sessions.core import Counts, new_error_id
 from cellar_server.sessions.directory import Directory
 from cellar_server.sessions.messages import (
     Call,
@@ -31,6 +31,7 @@ from cellar_server.sessions.messages import (
     PredictRequest,
     Reply,
     Request,
+    StepRequest,
 )
 from cellar_server.sessions.sessions import Outcome, Run, Sessions
 from cellar_server.zoo import Model
@@ -117,6 +118,17 @@ class Engine:
         self._stop_at = self._clock() + drain_s
         self._inbox.put(None)
         self._thread.join(drain_s + 5)
+
+    def release(self, error: CellarError) -> None:
+        """Ends the sessions of an engine that has stopped, with one reason, and frees its number."""
+        if self._thread.is_alive():
+            raise RuntimeError("the engine runs")
+        self._sessions.close_all(error)
+        self._sessions.core.directory.remove_engine(self.number)
+
+    def counts(self) -> Counts:
+        """The engine's own counts, as they stand; read only."""
+        return self._sessions.core.counts
 
     def counters(self) -> Counters:
         """Exact counts since the model was loaded."""
@@ -252,6 +264,8 @@ class Engine:
                 match self._inbox.get_nowait():
                     case FrameRequest(to=to, frame_id=frame_id):
                         replies.append(FrameReply(to, frame_id, error))
+                    case StepRequest(to=to):
+                        replies.append(FrameReply(to, 0, error))
                     case PredictRequest(to=to):
                         replies.append(PredictReply(to, [], None, error=error))
                     case GenerateRequest(to=to, position=position, options=options):

@@ -54,7 +54,7 @@ class StreamSession:
     def __init__(self, context: grpc.aio.ServicerContext, registry: Registry) -> None:
         self.context = context
         self.registry = registry
-        self.number = next(_numbers) & 0xFFFFFFFF
+        self.number = next(_numbers) % 0xFFFFFFFE + 1
         self._engines: dict[int, Engine] = {}  # whose handles were issued here, by their number
         self._frames: dict[int, int] = {}  # rows of each unanswered message
         self._outbox: deque[StreamResponse] = deque()

@@ -42,8 +42,8 @@ class Work:
     kind; slot: place in the session table, -1 for none; lot, offset: where its inputs lie; steps, done: of its steps;
     start, length: in position units; owner: number of the frame, predict or generation it belongs to; row: its place
     in it; stream, handle; digest of its content; order: of arrival; next: the session's next row of work, or -1;
-    deadline on the engine's clock (inf for none); is_bulk, ends; keeps: every emission is wanted, not only the last;
-    waited: runs it was ready and not taken in; passed: the run before left it out; last: a generation's last
+    deadline on the engine's clock (inf for none); arrived on it; is_bulk, ends; keeps: every emission is wanted, not
+    only the last; waited: runs it was ready and not taken in; passed: the run before left it out; last: a generation's last
     emission; state: float32 [capacity, S] between its runs. is_limited: it has a deadline or is bulk; num_limited
     counts those, so that nobody looks for them where there are none.
     """
@@ -67,6 +67,7 @@ class Work:
             ("digest", np.uint64),
             ("next", np.int64),
             ("deadline", np.float64),
+            ("arrived", np.float64),
             ("is_bulk", np.bool_),
             ("is_limited", np.bool_),
             ("ends", np.bool_),
@@ -99,6 +100,7 @@ class Work:
     digest: np.ndarray
     next: np.ndarray
     deadline: np.ndarray
+    arrived: np.ndarray
     is_bulk: np.ndarray
     is_limited: np.ndarray
     ends: np.ndarray

@@ -38,6 +38,12 @@ class Counts:
     chunks_failed: int = 0
     sessions_opened: int = 0
     sessions_expired: int = 0
+    # seconds that rows waited for their first run, and that runs took, each counted once for each of its rows
+    queue_rows: int = 0
+    queue_s: float = 0.0
+    compute_s: float = 0.0
+    runs_by_rows: dict[int, int] = field(default_factory=dict)
+    seconds_by_rows: dict[int, float] = field(default_factory=dict)
 
 
 @dataclass(slots=True)

@@ -17,6 +17,8 @@ _HEX = re.compile(r"[0-9a-f]{32}")
 _SLOT_BITS = 40
 # How many closed sessions are remembered with the reason of their end.
 MAX_ENDED = 10_000
+# A handle has eight bits for the engine's number.
+MAX_ENGINES = 1 << 8
 
 
 def key_of(id: str) -> str | int:
@@ -51,8 +53,19 @@ class Directory:
     def add_engine(self, engine: Any) -> int:
         """Registers an engine; its number for `claim`."""
         with self._lock:
+            for number, taken in enumerate(self._engines):
+                if taken is None:
+                    self._engines[number] = engine
+                    return number
+            if len(self._engines) == MAX_ENGINES:
+                raise CellarError(Reason.OVERLOADED, f"a server holds {MAX_ENGINES} models at most")
             self._engines.append(engine)
             return len(self._engines) - 1
+
+    def remove_engine(self, number: int) -> None:
+        """Frees the number of an engine that holds no sessions any more."""
+        with self._lock:
+            self._engines[number] = None
 
     def claim(self, key: str | int, engine: int, slot: int) -> bool:
         """Takes an id for a slot of an engine; False where it is taken."""

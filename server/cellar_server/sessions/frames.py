@@ -158,6 +158,7 @@ class Frames:
         slots = slot[left]
         work.kind[taken] = Kind.CHUNK
         work.slot[taken] = slots
+        work.arrived[taken] = now
         work.lot[taken] = work.add_lot(columns.inputs, len(left))
         work.offset[taken] = columns.offset[left]
         work.steps[taken] = work.length[taken] = length[left]

@@ -27,6 +27,28 @@ class FrameRequest:
 
 
 @dataclass(slots=True)
+class StepRequest:
+    """One chunk of one session, by its id and without a stream; answered by an AnswerReply or a FrameReply.
+
+    opens: the session is a new one, closed again where the chunk is refused; position: at which the chunk starts, None
+    for where the session stands; length: steps (bytes, for text); ends: the sequence ends with it; timeout_ms: 0 for
+    none.
+    """
+
+    to: Any
+    id: str
+    dtype: int
+    shape: list[int]
+    data: bytes
+    length: int
+    opens: bool = False
+    position: int | None = None
+    ends: bool = False
+    timeout_ms: int = 0
+    is_bulk: bool = False
+
+
+@dataclass(slots=True)
 class PredictRequest:
     """Whole sequences from the start state; answered by one PredictReply.
 
@@ -156,5 +178,5 @@ class CallReply:
     error: CellarError | None = None
 
 
-Request = FrameRequest | PredictRequest | GenerateRequest | Credit | Cancel | StreamClosed | Call
+Request = FrameRequest | StepRequest | PredictRequest | GenerateRequest | Credit | Cancel | StreamClosed | Call
 Reply = AnswerReply | FrameReply | PredictReply | GenerateReply | CallReply

@@ -78,6 +78,7 @@ class Predicts:
         self._calls[self._number] = call
         rows = call.rows = work.take(len(good))
         work.kind[rows] = Kind.SEQUENCE
+        work.arrived[rows] = core.clock()
         work.state[rows] = core.model.runtime.start
         work.lot[rows] = work.add_lot(values, len(good))
         work.offset[rows] = (np.cumsum(length) - length)[good]

@@ -7,7 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+from cellar_proto.v1.inference_pb2 import Frame, Priority
 from cellar_proto.v1.reason_pb2 import Reason
+from cellar_proto.v1.tensor_pb2 import Tensor
 
 from cellar_server.config import Config
 from cellar_server.errors import CellarError
@@ -24,11 +26,13 @@ from cellar_server.sessions.messages import (
     CallReply,
     Cancel,
     Credit,
+    FrameReply,
     FrameRequest,
     GenerateRequest,
     PredictRequest,
     Reply,
     Request,
+    StepRequest,
     StreamClosed,
 )
 from cellar_server.sessions.predicts import Predicts
@@ -36,6 +40,9 @@ from cellar_server.sessions.table import Table, span
 from cellar_server.zoo import Model
 
 log = logging.getLogger("cellar_server.sessions")
+
+# Whom handles are issued to for chunks that come by session id: no stream has this number.
+UNARY_STREAM = 0xFFFFFFFF
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +66,7 @@ class SessionInfo:
     max_age_s: float
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Run:
     """A call of the runtime. rows: of work [batch]; x: [batch, q, ...]; state: float32 [batch, S]; cost_s: expected."""
 
@@ -67,6 +74,7 @@ class Run:
     x: np.ndarray
     state: np.ndarray
     cost_s: float
+    took_s: float = 0.0
 
 
 # y: float32 [batch, q, ...] and the states after them float32 [batch, S], or what went wrong
@@ -146,6 +154,8 @@ class Sessions:
             at = end
             if kind is FrameRequest:
                 self.frames.admit(batch, now)  # type: ignore[arg-type]
+            elif kind is StepRequest:
+                self._admit_steps(batch, now)  # type: ignore[arg-type]
             elif kind is GenerateRequest:
                 self._admit_generations(batch, now)  # type: ignore[arg-type]
             else:
@@ -167,6 +177,58 @@ class Sessions:
                     self.frames.drop_stream(request.stream, now)
             case Call():
                 self.core.replies.append(self._call(request))
+
+    def _admit_steps(self, requests: list[StepRequest], now: float) -> None:
+        """Chunks by session id: each becomes a frame of one row on a stream that is nobody's."""
+        table = self.core.table
+        frames: dict[int, FrameRequest] = {}  # by slot
+        opened: list[tuple[StepRequest, int]] = []
+
+        def admit() -> None:
+            self.frames.admit(list(frames.values()), now)
+            frames.clear()
+            for request, slot in opened:
+                if table.accepted[slot] == 0 and table.head[slot] < 0:
+                    # nothing of it was taken in: a sequence that never began
+                    self._end(slot, _closed(request.id), now)
+            opened.clear()
+
+        for request in requests:
+            try:
+                slot, is_new = self._slot_for(request)
+            except CellarError as error:
+                self.core.replies.append(FrameReply(request.to, 0, error))
+                continue
+            if slot in frames:
+                admit()  # the first chunk moves the position that the second one starts at
+            if int(table.stream[slot]) != UNARY_STREAM:
+                table.issue(slot, UNARY_STREAM)
+            frame = Frame(
+                handles=[table.handle(slot)],
+                positions=[int(table.accepted[slot]) if request.position is None else request.position],
+                lengths=[request.length],
+                inputs=Tensor(dtype=request.dtype, shape=request.shape, data=request.data),
+                ends=[True] if request.ends else None,
+                timeouts_ms=[request.timeout_ms] if request.timeout_ms else None,
+                priorities=[Priority.BULK] if request.is_bulk else None,
+            )
+            frames[slot] = FrameRequest(request.to, UNARY_STREAM, frame, 0)
+            if is_new:
+                opened.append((request, slot))
+        admit()
+
+    def _slot_for(self, request: StepRequest) -> tuple[int, bool]:
+        """The session of a chunk by id, and whether it was opened for it."""
+        core = self.core
+        if not request.opens:
+            return core.directory.slot_of(request.id, core.number), False
+        if not core.can_hold_sessions:
+            raise CellarError(Reason.UNSUPPORTED, "this model keeps no sessions")
+        core.check_open()
+        check_id(request.id)
+        if request.position == 0 and core.directory.has(request.id):
+            return core.directory.slot_of(request.id, core.number), False
+        return core.open_slot(key_of(request.id), 0.0, 0.0), True
 
     def _call(self, request: Call) -> CallReply:
         try:
@@ -202,14 +264,21 @@ class Sessions:
                 return None
         rows, q = core.scheduler.next()
         x, state = self._gather(rows, q)
+        work = core.work
+        waited = (now - work.arrived[rows])[(work.done[rows] == 0) & (work.kind[rows] != Kind.GENERATION)]
+        core.counts.queue_rows += len(waited)
+        core.counts.queue_s += float(waited.sum())
         return Run(rows, x, state, float(core.scheduler.cost(len(rows), q)))
 
     def compute(self, run: Run) -> Outcome:
         """What a run gives; any thread may compute it."""
+        begun = self.core.clock()
         try:
             return self.core.model.runtime.step(run.x, run.state)
         except Exception:
             return self._fault("a run failed", Reason.RUN_FAILED)
+        finally:
+            run.took_s = self.core.clock() - begun
 
     def finish(self, run: Run, outcome: Outcome) -> None:
         """Gives a run's outcome to its rows."""
@@ -219,9 +288,13 @@ class Sessions:
             return
         y, state = outcome
         q = run.x.shape[1]
-        core.counts.runs += 1
-        core.counts.rows += len(run.rows)
-        core.counts.steps += len(run.rows) * q
+        counts, n = core.counts, len(run.rows)
+        counts.runs += 1
+        counts.rows += n
+        counts.steps += n * q
+        counts.compute_s += n * run.took_s
+        counts.runs_by_rows[n] = counts.runs_by_rows.get(n, 0) + 1
+        counts.seconds_by_rows[n] = counts.seconds_by_rows.get(n, 0.0) + run.took_s
         self._scatter(run.rows, q, y, state)
 
     def settle(self) -> None:
@@ -482,6 +555,14 @@ class Sessions:
         core.answers.reset(slot)
         core.directory.release(table.key[slot], error, receipt)
         table.close(slot, error)
+
+    def close_all(self, error: CellarError) -> int:
+        """Ends every session with one reason: the model is unloaded. How many there were."""
+        table, now = self.core.table, self.core.clock()
+        slots = np.flatnonzero(table.is_open[: table.num_touched]).tolist()
+        for slot in slots:
+            self._end(slot, error, now)
+        return len(slots)
 
     def fork(
         self, id: str, new_id: str = "", *, max_idle_s: float = 0.0, max_age_s: float = 0.0, token: bytes = b""

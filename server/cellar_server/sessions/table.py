@@ -13,8 +13,6 @@ from cellar_server.scheduler.work import reserve
 # How many void handles are remembered with the reason of their end.
 MAX_VOID = 10_000
 # A handle: 32 bits of ticket, 8 of the engine's number, 24 of slot.
-MAX_CAPACITY = 1 << 24
-MAX_ENGINES = 1 << 8
 _ENGINE_BITS = 24
 _PLACE_MASK = np.uint64(0xFFFFFFFF)
 _TICKET_SHIFT = np.uint64(32)
@@ -22,7 +20,7 @@ _TICKET_SHIFT = np.uint64(32)
 
 def engine_of(handle: int) -> int:
     """Number of the engine that issued a handle."""
-    return handle >> _ENGINE_BITS & MAX_ENGINES - 1
+    return handle >> _ENGINE_BITS & 0xFF
 
 
 def span(places: np.ndarray) -> np.ndarray | slice:
@@ -101,6 +99,10 @@ class Table:
         self.num_open += 1
         return slot
 
+    def handle(self, slot: int) -> int:
+        """The one valid handle of a slot that has one."""
+        return int(self.ticket[slot]) << 32 | self._base | slot
+
     def issue(self, slot: int, stream: int) -> int:
         """A handle on a slot for a stream; an earlier one becomes void."""
         if self.ticket[slot]:
@@ -108,12 +110,12 @@ class Table:
         self._ticket = self._ticket % 0xFFFFFFFF + 1
         self.ticket[slot] = self._ticket
         self.stream[slot] = stream
-        return self._ticket << 32 | self._base | slot
+        return self.handle(slot)
 
     def void(self, slot: int, error: CellarError) -> None:
         """Voids a slot's handle and remembers why."""
         if self.ticket[slot]:
-            self._void[int(self.ticket[slot]) << 32 | self._base | slot] = error
+            self._void[self.handle(slot)] = error
             self.ticket[slot] = self.stream[slot] = 0
             if len(self._void) > MAX_VOID:
                 self._void.popitem(last=False)

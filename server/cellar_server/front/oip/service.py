@@ -1,0 +1,277 @@
+"""inference.GRPCInferenceService: the protocol's calls, handed to the engines and answered in its words."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from typing import Any, NoReturn, Protocol
+
+import grpc
+from cellar_proto.v1.reason_pb2 import Reason
+from google.protobuf import message_factory
+
+from cellar_server import __version__
+from cellar_server.engine import Engine
+from cellar_server.errors import CellarError
+from cellar_server.front.oip import schema, statistics
+from cellar_server.front.oip.inference import Runner, merged
+from cellar_server.front.oip.parameters import Parameters
+from cellar_server.front.registry import Registry
+from cellar_server.front.status import CODES, ERROR_KEY, unforeseen
+
+EXTENSIONS = ["sequence", "statistics", "model_configuration", "model_repository"]
+# Metadata with which a caller asks for a real status instead of an error message on a stream.
+REAL_STATUS = ("triton_grpc_error", "true")
+
+
+class Host(Protocol):
+    """What of the server the protocol may move."""
+
+    @property
+    def is_serving(self) -> bool: ...
+
+    async def load_model(self, name: str) -> None: ...
+
+    async def unload_model(self, name: str) -> None: ...
+
+
+class OpenInference:
+    """The service; `handler` is what a gRPC server takes."""
+
+    def __init__(self, registry: Registry, host: Host) -> None:
+        self.registry = registry
+        self.host = host
+        self._runner = Runner(registry)
+        self._tallies: dict[tuple[str, int], statistics.Tally] = {}
+
+    def handler(self) -> grpc.GenericRpcHandler:
+        """Every method of the service: ours, or a clear UNIMPLEMENTED."""
+        handlers = {}
+        for method in schema.SERVICE.methods:
+            request = message_factory.GetMessageClass(method.input_type)
+            response = message_factory.GetMessageClass(method.output_type)
+            ours = getattr(self, method.name, None)
+            if method.name == "ModelStreamInfer":
+                make, function = grpc.stream_stream_rpc_method_handler, self.ModelStreamInfer
+            else:
+                make, function = grpc.unary_unary_rpc_method_handler, ours or _unsupported
+            handlers[method.name] = make(function, request.FromString, response.SerializeToString)
+        return grpc.method_handlers_generic_handler(schema.SERVICE.full_name, handlers)
+
+    # -- server and models ---------------------------------------------------------------------------------------
+
+    async def ServerLive(self, request: Any, context: grpc.aio.ServicerContext) -> Any:
+        return schema.ServerLiveResponse(live=True)
+
+    async def ServerReady(self, request: Any, context: grpc.aio.ServicerContext) -> Any:
+        engines = self.registry.engines.values()
+        return schema.ServerReadyResponse(ready=self.host.is_serving and all(engine.is_healthy for engine in engines))
+
+    async def ModelReady(self, request: Any, context: grpc.aio.ServicerContext) -> Any:
+        try:
+            engine = self._find(request.name, request.version)
+        except CellarError as error:
+            if error.reason == Reason.INVALID_REQUEST:
+                await _abort(context, error)
+            return schema.ModelReadyResponse(ready=False)
+        return schema.ModelReadyResponse(ready=self.host.is_serving and engine.is_healthy)
+
+    async def ServerMetadata(self, request: Any, context: grpc.aio.ServicerContext) -> Any:
+        return schema.ServerMetadataResponse(name="cellar", version=__version__, extensions=EXTENSIONS)
+
+    async def ModelMetadata(self, request: Any, context: grpc.aio.ServicerContext) -> Any:
+        try:
+            engine = self._find(request.name, request.version)
+        except CellarError as error:
+            await _abort(context, error)
+        versions = sorted(version for name, version in self.registry.engines if name == engine.name)
+        return self._runner.signature(engine).metadata(engine.name, versions)
+
+    async def ModelConfig(self, request: Any, context: grpc.aio.ServicerContext) -> Any:
+        try:
+            engine = self._find(request.name, request.version)
+        except CellarError as error:
+            await _abort(context, error)
+        config = self.registry.config
+        return schema.ModelConfigResponse(config=Signature.of(engine, config).config(engine, config))
+
+    async def ModelStatistics(self, request: Any, context: grpc.aio.ServicerContext) -> Any:
+        try:
+            if request.name:
+                engines = [self._find(request.name, request.version)]
+            else:
+                engines = [engine for _, engine in sorted(self.registry.engines.items())]
+        except CellarError as error:
+            await _abort(context, error)
+        made = schema.ModelStatisticsResponse()
+        for engine in engines:
+            statistics.describe(engine, self._tally(engine), made.model_stats.add())
+        return made
+
+    async def RepositoryIndex(self, request: Any, context: grpc.aio.ServicerContext) -> Any:
+        made = schema.RepositoryIndexResponse()
+        states = {key: ("READY", "") for key, engine in self.registry.engines.items() if engine.is_healthy}
+        if not request.ready:
+            states |= {
+                key: ("UNAVAILABLE", "the model's engine failed")
+                for key, engine in self.registry.engines.items()
+                if not engine.is_healthy
+            }
+            states |= {key: ("UNAVAILABLE", error.message) for key, error in self.registry.broken.items()}
+        for (name, version), (state, reason) in sorted(states.items()):
+            made.models.add(name=name, version=str(version), state=state, reason=reason)
+        return made
+
+    async def RepositoryModelLoad(self, request: Any, context: grpc.aio.ServicerContext) -> Any:
+        try:
+            if request.parameters:
+                raise CellarError(Reason.UNSUPPORTED, "a model is loaded as its folder says: send no parameters")
+            await self.host.load_model(request.model_name)
+        except CellarError as error:
+            await _abort(context, error)
+        return schema.RepositoryModelLoadResponse()
+
+    async def RepositoryModelUnload(self, request: Any, context: grpc.aio.ServicerContext) -> Any:
+        try:
+            await self.host.unload_model(request.model_name)
+        except CellarError as error:
+            await _abort(context, error)
+        return schema.RepositoryModelUnloadResponse()
+
+    # -- inference -----------------------------------------------------------------------------------------------
+
+    async def ModelInfer(self, request: Any, context: grpc.aio.ServicerContext) -> Any:
+        left = context.time_remaining()
+        deadline_s = 0.0 if left is None else time.monotonic() + left
+        try:
+            return merged([response async for response in self._answers(request, deadline_s)])
+        except CellarError as error:
+            await _abort(context, error)
+
+    async def ModelStreamInfer(
+        self, requests: AsyncIterator[Any], context: grpc.aio.ServicerContext
+    ) -> AsyncIterator[Any]:
+        """Many requests in flight: those of one sequence are answered in their order, others as they finish."""
+        is_real = REAL_STATUS in {(key, value) for key, value in context.invocation_metadata() or ()}
+        out: asyncio.Queue[tuple[Any, CellarError | None]] = asyncio.Queue()
+        room = asyncio.Semaphore(self.registry.config.max_frames_in_flight)
+        reader = asyncio.ensure_future(self._read(requests, out, room))
+        try:
+            while (item := await out.get()) is not None:
+                response, error = item
+                if error is not None and is_real:
+                    await _abort(context, error)
+                if response is None:
+                    room.release()
+                    continue
+                yield response
+        finally:
+            reader.cancel()
+            await asyncio.gather(reader, return_exceptions=True)
+
+    async def _read(self, requests: AsyncIterator[Any], out: asyncio.Queue[Any], room: asyncio.Semaphore) -> None:
+        """Starts each request as it comes, while there is room; None in `out` when all are answered."""
+        tasks: set[asyncio.Task[None]] = set()
+        try:
+            async for request in requests:
+                await room.acquire()
+                task = asyncio.ensure_future(self._answer(request, out))
+                tasks.add(task)
+                task.add_done_callback(tasks.discard)
+            if tasks:
+                await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+            out.put_nowait(None)
+
+    async def _answer(self, request: Any, out: asyncio.Queue[Any]) -> None:
+        """Puts the answers of one request into `out`, then (None, None): its place is free."""
+        try:
+            wants_empty_final = Parameters.of(request).wants_empty_final
+            held = None
+            is_decoupled = False
+            async for response in self._answers(request, 0.0):
+                is_decoupled = is_decoupled or "seed" in response.parameters
+                if not is_decoupled:
+                    held = response
+                    continue
+                if wants_empty_final:
+                    if response.outputs:
+                        _flag_final(response, False)
+                        out.put_nowait((schema.ModelStreamInferResponse(infer_response=response), None))
+                    held = response if "finish_reason" in response.parameters else None
+                    if held is not None:
+                        del held.outputs[:], held.raw_output_contents[:]
+                    continue
+                # the flag stands on the last response that is not empty: known once the next one is there
+                if held is not None and response.outputs:
+                    _flag_final(held, False)
+                    out.put_nowait((schema.ModelStreamInferResponse(infer_response=held), None))
+                if held is not None and not response.outputs:
+                    for key, param in response.parameters.items():
+                        held.parameters[key].CopyFrom(param)
+                else:
+                    held = response
+            if held is not None:
+                _flag_final(held, True)
+                out.put_nowait((schema.ModelStreamInferResponse(infer_response=held), None))
+        except CellarError as error:
+            response = schema.ModelInferResponse(model_name=request.model_name, id=request.id)
+            response.parameters["reason"].string_param = Reason.Name(error.reason)
+            _flag_final(response, True)
+            message = schema.ModelStreamInferResponse(error_message=_text(error), infer_response=response)
+            out.put_nowait((message, error))
+        finally:
+            out.put_nowait((None, None))
+
+    async def _answers(self, request: Any, deadline_s: float) -> AsyncIterator[Any]:
+        """The responses of a request, counted. CellarError, INTERNAL for what nobody foresaw."""
+        begun_ns = time.perf_counter_ns()
+        engine = self._find(request.model_name, request.model_version)
+        tally = self._tally(engine)
+        try:
+            async for response in self._runner.answers(request, Parameters.of(request), engine, deadline_s):
+                yield response
+        except CellarError:
+            tally.fail_one(begun_ns)
+            raise
+        except Exception:
+            tally.fail_one(begun_ns)
+            raise unforeseen("an inference request failed") from None
+        rows = request.inputs[0].shape[0] if self._runner.signature(engine).max_batch_size else 1
+        tally.succeed(begun_ns, rows)
+
+    # -- finding -------------------------------------------------------------------------------------------------
+
+    def _find(self, name: str, version: str) -> Engine:
+        if version and not version.isdecimal():
+            raise CellarError(Reason.INVALID_REQUEST, f"a version is a number, not {version!r}")
+        return self.registry.find(name, int(version) if version else 0)
+
+    def _tally(self, engine: Engine) -> statistics.Tally:
+        return self._tallies.setdefault((engine.name, engine.version), statistics.Tally())
+
+
+def _flag_final(response: Any, is_final: bool) -> None:
+    response.parameters["triton_final_response"].bool_param = is_final
+
+
+def _text(error: CellarError) -> str:
+    """What a client shows: our reason's name, then the message."""
+    return f"{Reason.Name(error.reason)}: {error.message}"
+
+
+async def _abort(context: grpc.aio.ServicerContext, error: CellarError) -> NoReturn:
+    metadata = ((ERROR_KEY, error.to_proto().SerializeToString()),)
+    await context.abort(CODES[error.reason], _text(error), metadata)
+    raise AssertionError("abort returned")
+
+
+async def _unsupported(request: Any, context: grpc.aio.ServicerContext) -> NoReturn:
+    await context.abort(
+        grpc.StatusCode.UNIMPLEMENTED,
+        "Cellar has no shared memory, and its tracing and logging are set where it is started",
+    )
+    raise AssertionError("abort returned")
