@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from cellar_proto.v1.inference_pb2 import Frame
 from cellar_proto.v1.tensor_pb2 import INT64, Tensor
 from cellar_server.errors import CellarError
-from cellar_server.sessions.messages import FrameRequest, PredictReply, PredictRequest, StreamClosed
+from cellar_server.sessions.messages import FrameRequest, PredictReply, PredictRequest, StepRequest, StreamClosed
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -90,6 +92,40 @@ def test_old_answers_are_kept_no_longer(bench: Bench) -> None:
     assert reason_of(bench.take()[a, 0]) == "ANSWER_EXPIRED"
     bench.send([a], [2], [[1]])
     assert bench.take()[a, 2].tolist() == [3]
+
+
+def test_chunks_by_session_id_have_an_asker_each() -> None:
+    bench = Bench(counter_model())
+    handles = bench.open(3)
+    ids = [session.id for session in (bench.sessions._info(slot) for slot in range(3))]
+
+    def step(to: str, id: str, value: float, **options: Any) -> StepRequest:
+        return StepRequest(to, id, 0, [], np.array([value], np.float32).tobytes(), 1, **options)
+
+    bench.sessions.admit([step(f"a{i}", id, i + 1.0) for i, id in enumerate(ids)])
+    bench.run()
+    replies = bench.sessions.take_replies()
+    assert {reply.to: reply.outputs.ravel().tolist() for reply in replies} == {"a0": [1], "a1": [2], "a2": [3]}
+    # two of one session at once start one behind the other; a new one is opened, an unknown one refused
+    bench.sessions.admit(
+        [step("b", ids[0], 1), step("c", ids[0], 2), step("new", "mine", 5, opens=True), step("no", "nobody", 1)]
+    )
+    bench.run()
+    replies = {reply.to: reply for reply in bench.sessions.take_replies()}
+    assert [replies[to].outputs.ravel().tolist() for to in ("b", "c", "new")] == [[2], [4], [5]]
+    assert reason_of(replies["no"].error) == "SESSION_NOT_FOUND"
+    # sent again with its position: the stored answer, opened or not
+    bench.sessions.admit([step("again", "mine", 5, opens=True, position=0), step("twice", "mine", 5, opens=True)])
+    replies = {reply.to: reply for reply in bench.sessions.take_replies()}
+    assert replies["again"].outputs.ravel().tolist() == [5]
+    assert reason_of(replies["twice"].error) == "SESSION_EXISTS"
+    # the handle of the stream is void: the session was taken up elsewhere
+    bench.send([handles[0]], [3], [[1]])
+    assert reason_of(bench.take()[handles[0], 3]) == "STALE_HANDLE"
+    # a first chunk that is refused opens nothing
+    bench.sessions.admit([step("bad", "never", float("nan"), opens=True)])
+    assert reason_of(bench.sessions.take_replies()[0].errors[0][1]) == "NON_FINITE_INPUT"
+    assert not bench.directory.has("never")
 
 
 def test_large_answers_are_bounded() -> None:

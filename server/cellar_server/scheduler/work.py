@@ -43,8 +43,8 @@ class Work:
     start, length: in position units; owner: number of the frame, predict or generation it belongs to; row: its place
     in it; stream, handle; digest of its content; order: of arrival; next: the session's next row of work, or -1;
     deadline on the engine's clock (inf for none); arrived on it; is_bulk, ends; keeps: every emission is wanted, not
-    only the last; waited: runs it was ready and not taken in; passed: the run before left it out; last: a generation's last
-    emission; state: float32 [capacity, S] between its runs. is_limited: it has a deadline or is bulk; num_limited
+    only the last; waited: runs it was ready and not taken in; passed: the run before left it out; last: a generation's
+    last emission; state: float32 [capacity, S] between its runs. is_limited: it has a deadline or is bulk; num_limited
     counts those, so that nobody looks for them where there are none.
     """
 

@@ -10,7 +10,7 @@ from cellar_server.scheduler.work import Kind
 from cellar_server.sessions.columns import Chunks, Columns
 from cellar_server.sessions.content import Content
 from cellar_server.sessions.core import Core
-from cellar_server.sessions.messages import FrameReply, FrameRequest
+from cellar_server.sessions.messages import UNARY_STREAM, FrameReply, FrameRequest
 from cellar_server.sessions.outbox import Outbox
 from cellar_server.sessions.table import span
 
@@ -165,7 +165,11 @@ class Frames:
         work.start[taken] = columns.start[left]
         work.owner[taken] = columns.owner[left] + (self._number + 1)
         work.row[taken] = columns.row[left]
-        work.stream[taken] = columns.stream if isinstance(columns.stream, int) else columns.stream[left]
+        if columns.frames[0].request.stream == UNARY_STREAM:
+            # what one run finishes for one stream is one answer: here every frame has an asker of its own
+            work.stream[taken] = -work.owner[taken]
+        else:
+            work.stream[taken] = columns.stream if isinstance(columns.stream, int) else columns.stream[left]
         work.handle[taken] = columns.handle[left]
         work.digest[taken] = columns.digest[left]
         if columns.end is not None:

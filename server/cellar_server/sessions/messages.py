@@ -13,6 +13,9 @@ from cellar_proto.v1.sampling_pb2 import FinishReason
 from cellar_server.errors import CellarError
 from cellar_server.sampling.sampler import Options
 
+# Whom handles are issued to for chunks that come by session id: no stream has this number.
+UNARY_STREAM = 0xFFFFFFFF
+
 
 @dataclass(slots=True)
 class FrameRequest:

@@ -22,6 +22,7 @@ from cellar_server.sessions.directory import Directory, check_id, id_of, key_of,
 from cellar_server.sessions.frames import Frames
 from cellar_server.sessions.generations import Generations
 from cellar_server.sessions.messages import (
+    UNARY_STREAM,
     Call,
     CallReply,
     Cancel,
@@ -40,9 +41,6 @@ from cellar_server.sessions.table import Table, span
 from cellar_server.zoo import Model
 
 log = logging.getLogger("cellar_server.sessions")
-
-# Whom handles are issued to for chunks that come by session id: no stream has this number.
-UNARY_STREAM = 0xFFFFFFFF
 
 
 @dataclass(frozen=True, slots=True)

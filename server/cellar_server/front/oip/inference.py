@@ -93,7 +93,7 @@ class Runner:
         elif given.sequence is None:
             yield _response(request, engine, [await self._predict(value, given, engine, signature, deadline_s)], wanted)
         else:
-            yield await self._step(request, value, given, engine, signature, wanted)
+            yield await self._step(request, value, given, engine, signature, wanted, deadline_s)
 
     # -- whole sequences -----------------------------------------------------------------------------------------
 
@@ -139,7 +139,14 @@ class Runner:
     # -- sequences -----------------------------------------------------------------------------------------------
 
     async def _step(
-        self, request: Any, value: Given, given: Parameters, engine: Engine, signature: Signature, wanted: Sequence[str]
+        self,
+        request: Any,
+        value: Given,
+        given: Parameters,
+        engine: Engine,
+        signature: Signature,
+        wanted: Sequence[str],
+        deadline_s: float,
     ) -> Any:
         assert given.sequence is not None
         if not signature.keeps_sessions:
@@ -151,6 +158,10 @@ class Runner:
         id = parameters.session_id(engine.name, engine.version, given.sequence)
         data = value.elements[0] if signature.is_text else value.data
         length = len(data) if signature.is_text else value.shape[1] if signature.has_time else 1
+        timeout_ms = given.timeout_ms
+        if deadline_s:
+            left_ms = max(1, int(1000 * (deadline_s - time.monotonic())))
+            timeout_ms = min(timeout_ms or left_ms, left_ms)
         again = (id, given.position, data) if given.position is not None else None
         turn = self._turns.setdefault(id, asyncio.Lock())
         async with turn:
@@ -170,7 +181,7 @@ class Runner:
                     given.is_start,
                     given.position,
                     given.is_end and signature.is_text,
-                    given.timeout_ms,
+                    timeout_ms,
                     given.is_bulk,
                 )
             )
@@ -267,6 +278,8 @@ def _response(
 
 def merged(responses: list[Any]) -> Any:
     """One response of the answers of a generation: texts and numbers behind one another."""
+    if len(responses) == 1:
+        return responses[0]
     whole = schema.ModelInferResponse()
     whole.CopyFrom(responses[0])
     names = list(dict.fromkeys(output.name for each in responses for output in each.outputs))

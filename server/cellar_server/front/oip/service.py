@@ -94,7 +94,7 @@ class OpenInference:
         except CellarError as error:
             await _abort(context, error)
         config = self.registry.config
-        return schema.ModelConfigResponse(config=Signature.of(engine, config).config(engine, config))
+        return schema.ModelConfigResponse(config=self._runner.signature(engine).config(engine, config))
 
     async def ModelStatistics(self, request: Any, context: grpc.aio.ServicerContext) -> Any:
         try:
@@ -190,10 +190,10 @@ class OpenInference:
         """Puts the answers of one request into `out`, then (None, None): its place is free."""
         try:
             wants_empty_final = Parameters.of(request).wants_empty_final
+            engine = self._find(request.model_name, request.model_version)
+            is_decoupled = self._runner.signature(engine).is_decoupled
             held = None
-            is_decoupled = False
             async for response in self._answers(request, 0.0):
-                is_decoupled = is_decoupled or "seed" in response.parameters
                 if not is_decoupled:
                     held = response
                     continue
