@@ -30,11 +30,13 @@ from cellar_client.messages import (
     SessionInfo,
     Story,
     Token,
+    import_request,
     mint_id,
     mint_token,
     model_info,
     sampling,
     session_info,
+    state_parts,
 )
 from cellar_client.stream import FrameAnswer, FrameBook
 
@@ -277,6 +279,14 @@ class AsyncClient:
         with _typed():
             return session_info(await self._sessions.CloseSession(request, timeout=self.timeout))
 
+    async def import_session(self, blob: bytes, *, id: str = "", keep: bool = True) -> AsyncSession:
+        """A new session from what `export` gave, on this server or another. StateIncompatible says what does not fit,
+        SessionExists that the id is open."""
+        request = import_request(blob, id or mint_id())
+        with _typed():
+            made = await self._sessions.ImportSession(request, timeout=self.timeout)
+        return AsyncSession(self, await self._codec(made.model, made.version), made.id, made.position, keep=keep)
+
     async def stream(self, model: str, *, version: int = 0, timeout: float | None = None) -> AsyncFrameStream:
         """A stream of columnar frames for many sessions of one model."""
         codec = await self._codec(model, version)
@@ -352,6 +362,18 @@ class AsyncSession:
         with _typed():
             forked = await self._client._sessions.ForkSession(request, timeout=self._client.timeout)
         return AsyncSession(self._client, self._codec, forked.id, forked.position, keep=keep)
+
+    async def export(self) -> bytes:
+        """The session as one piece, as it stands after its last answered chunk: row, tail, position and the answers
+        kept for repetitions. `import_session` makes a session of it again."""
+        request = sessions_pb2.ExportSessionRequest(id=self.id)
+        with _typed():
+            state = await self._client._sessions.ExportSession(request, timeout=self._client.timeout)
+        return bytes(state.SerializeToString())
+
+    async def state(self) -> dict[str, np.ndarray]:
+        """The hidden state by the names of its parts, each float32 in its own shape (an LSTM layer: h and c)."""
+        return state_parts(await self.export())
 
     async def close(self) -> None:
         """Ends the session on the server and forgets its state."""

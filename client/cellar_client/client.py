@@ -29,11 +29,13 @@ from cellar_client.messages import (
     SessionInfo,
     Story,
     Token,
+    import_request,
     mint_id,
     mint_token,
     model_info,
     sampling,
     session_info,
+    state_parts,
 )
 from cellar_client.stream import FrameStream, Wire
 
@@ -222,6 +224,14 @@ class Client:
         with _typed():
             return session_info(self._sessions.CloseSession(request, timeout=self.timeout))
 
+    def import_session(self, blob: bytes, *, id: str = "", keep: bool = True) -> Session:
+        """A new session from what `export` gave, on this server or another. StateIncompatible says what does not fit,
+        SessionExists that the id is open."""
+        request = import_request(blob, id or mint_id())
+        with _typed():
+            made = self._sessions.ImportSession(request, timeout=self.timeout)
+        return Session(self, self._codec(made.model, made.version), made.id, made.position, keep=keep)
+
     def stream(self, model: str, *, version: int = 0, timeout: float | None = None) -> FrameStream:
         """A stream of columnar frames for many sessions of one model."""
         return FrameStream(self._inference, self._codec(model, version), timeout or self.timeout)
@@ -375,6 +385,18 @@ class Session:
         with _typed():
             forked = self._client._sessions.ForkSession(request, timeout=self._client.timeout)
         return Session(self._client, self._codec, forked.id, forked.position, keep=keep)
+
+    def export(self) -> bytes:
+        """The session as one piece, as it stands after its last answered chunk: row, tail, position and the answers
+        kept for repetitions. `import_session` makes a session of it again."""
+        request = sessions_pb2.ExportSessionRequest(id=self.id)
+        with _typed():
+            state = self._client._sessions.ExportSession(request, timeout=self._client.timeout)
+        return bytes(state.SerializeToString())
+
+    def state(self) -> dict[str, np.ndarray]:
+        """The hidden state by the names of its parts, each float32 in its own shape (an LSTM layer: h and c)."""
+        return state_parts(self.export())
 
     def close(self) -> None:
         """Ends the session on the server and forgets its state."""

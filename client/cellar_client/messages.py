@@ -10,10 +10,12 @@ from typing import Any
 import numpy as np
 from cellar_proto.v1 import inference_pb2, manifest_pb2, models_pb2, sampling_pb2, sessions_pb2
 from cellar_proto.v1.manifest_pb2 import Mode
+from cellar_proto.v1.state_pb2 import SessionState
 from cellar_proto.v1.tensor_pb2 import DataType, Tensor
+from google.protobuf.message import DecodeError
 
 from cellar_client.emissions import Emissions
-from cellar_client.errors import CellarError, DtypeMismatch, ShapeMismatch, TooLarge, from_error
+from cellar_client.errors import CellarError, DtypeMismatch, ShapeMismatch, StateIncompatible, TooLarge, from_error
 
 DTYPES = {
     DataType.FLOAT32: np.dtype("<f4"),
@@ -111,6 +113,28 @@ def model_info(message: models_pb2.Model) -> ModelInfo:
         limits.max_rows,
         manifest,
     )
+
+
+def import_request(blob: bytes, id: str) -> sessions_pb2.ImportSessionRequest:
+    """StateIncompatible where the bytes are no exported session."""
+    return sessions_pb2.ImportSessionRequest(state=_state(blob), id=id, request_token=mint_token())
+
+
+def state_parts(blob: bytes) -> dict[str, np.ndarray]:
+    """The parts of an exported session's row: float32 arrays by name."""
+    state = _state(blob)
+    row = np.frombuffer(state.row, "<f4")
+    return {
+        part.name: row[part.offset : part.offset + int(np.prod(part.shape, dtype=np.int64))].reshape(part.shape).copy()
+        for part in state.parts
+    }
+
+
+def _state(blob: bytes) -> SessionState:
+    try:
+        return SessionState.FromString(blob)
+    except DecodeError:
+        raise StateIncompatible("these bytes are no exported session") from None
 
 
 def session_info(message: sessions_pb2.Session) -> SessionInfo:

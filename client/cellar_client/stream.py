@@ -142,8 +142,9 @@ def wait(inbox: queue.SimpleQueue[Any], timeout_s: float) -> Any:
 class _Gathering:
     """A frame's answers until the last one is there."""
 
-    def __init__(self, handles: np.ndarray) -> None:
+    def __init__(self, handles: np.ndarray, lengths: np.ndarray) -> None:
         self.handles = handles
+        self.lengths = lengths
         self.answers: list[Answer] = []
         self.left = len(handles)
 
@@ -219,7 +220,7 @@ class FrameBook:
             priorities=[BULK] if bulk else [],
             ends=[True] if ends else [],
         )
-        self._gathering[frame_id] = _Gathering(handles)
+        self._gathering[frame_id] = _Gathering(handles, np.resize(np.array(each, np.int64), len(handles)))
         self.positions[chosen] += np.array(each, np.int64)
         return StreamRequest(frame=frame)
 
@@ -231,6 +232,9 @@ class FrameBook:
             return None
         if kind == "frame_error":
             del self._gathering[frame_id]
+            for handle, length in zip(gathering.handles.tolist(), gathering.lengths.tolist(), strict=True):
+                if handle in self._place:
+                    self.positions[self._place[handle]] -= length
             raise from_error(message.error)
         if not gathering.add(message, frame_id):
             return None

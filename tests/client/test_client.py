@@ -13,6 +13,8 @@ import pytest
 from cellar_client import AsyncClient, CellarError, Client, Emissions
 from cellar_client.cli import main
 from cellar_client.errors import CLASSES, from_error
+from cellar_client.stream import FrameBook
+from cellar_proto.v1.inference_pb2 import FrameError, OpenedSessions
 from cellar_proto.v1.reason_pb2 import Error, Reason
 
 
@@ -101,6 +103,37 @@ def test_a_session_outlives_its_stream_and_its_client(client: Client, running: o
         again.close()
 
 
+def test_a_session_is_exported_and_goes_on_elsewhere(client: Client) -> None:
+    with client.session("counter", max_idle_s=77) as session:
+        session.step([[1, 2], [3, 4]])
+        answer = session.step([1, 0])
+        assert {name: part.tolist() for name, part in session.state().items()} == {"sums": [5, 6]}
+        blob = session.export()
+        session.step([100, 100])
+        twin = client.import_session(blob, id="the-twin")
+        assert (twin.id, twin.position, twin.info().max_idle_s) == ("the-twin", 3, 77)
+        with pytest.raises(cellar_client.errors.SessionExists):
+            client.import_session(blob, id="the-twin")
+        # a chunk that the original took in is answered by its copy too, and not run again
+        twin.position = 2
+        assert np.array_equal(twin.step([1, 0]), answer)
+        assert twin.step([1, 1]).tolist() == [[6, 7]]
+        twin.close()
+    with pytest.raises(cellar_client.errors.StateIncompatible, match="no exported session"):
+        client.import_session(b"\xff\xff")
+
+
+def test_a_refused_frame_sets_positions_back(client: Client) -> None:
+    book = FrameBook(client._codec("counter", 0))
+    book._take_opened(OpenedSessions(ids=["a", "b"], handles=[1, 2], positions=[5, 7]))
+    book._frame_request(1, np.ones((3, 2)), [1, 2], None, 0, False, False)
+    assert book.positions.tolist() == [6, 9]
+    refused = FrameError(frame_id=1, error=Error(reason=Reason.SHUTTING_DOWN, message="m"))
+    with pytest.raises(cellar_client.errors.ShuttingDown):
+        book._take("frame_error", 1, refused)
+    assert book.positions.tolist() == [5, 7]
+
+
 def test_a_frame_stream(client: Client) -> None:
     with client.stream("counter") as stream:
         stream.open(50)
@@ -146,6 +179,12 @@ async def test_the_async_client_has_the_same_verbs(running: object) -> None:
         with pytest.raises(CellarError):
             async for _ in client.generate("counter", "x"):
                 pass
+        async with await client.session("counter") as session:
+            await session.step([1, 2])
+            twin = await client.import_session(await session.export())
+            assert (await twin.state())["sums"].tolist() == [1, 2]
+            assert (await twin.step([1, 1])).tolist() == [[2, 3]]
+            await twin.close()
         async with await client.stream("counter") as stream:
             await stream.open(3)
             assert (await stream.step(np.ones((3, 2)))).outputs.tolist() == [[1, 1]] * 3

@@ -59,6 +59,13 @@ def test_bulk_rows_are_not_starved() -> None:
     raise AssertionError("the bulk row waited for more than 12 runs")
 
 
+def test_a_row_passed_over_is_taken_also_where_all_rows_are_alike() -> None:
+    remaining = np.array([82] * 11 + [83])
+    must = np.array([False] * 11 + [True])
+    places, _ = choose(remaining, must, Cost(1e-4, 1e-5, 1e-5), max_rows=11, budget_s=0.01)
+    assert 11 in places
+
+
 @given(
     st.lists(st.integers(1, 400), min_size=1, max_size=80),
     st.integers(1, 32),

@@ -10,13 +10,16 @@ from cellar_proto.v1 import sessions_pb2_grpc
 from cellar_proto.v1.reason_pb2 import Reason
 from cellar_proto.v1.sessions_pb2 import (
     CloseSessionRequest,
+    ExportSessionRequest,
     ForkSessionRequest,
     GetSessionRequest,
+    ImportSessionRequest,
     ListSessionsRequest,
     ListSessionsResponse,
     OpenSessionRequest,
     Session,
 )
+from cellar_proto.v1.state_pb2 import SessionState
 
 from cellar_server.engine import Engine
 from cellar_server.errors import CellarError
@@ -129,6 +132,26 @@ class SessionsFront(sessions_pb2_grpc.SessionsServicer):
                     max_age_s=options.max_age_s,
                     token=request.request_token,
                 ),
+            )
+            return _message(engine, info)
+        except CellarError as error:
+            await abort(context, error)
+
+    async def ExportSession(self, request: ExportSessionRequest, context: grpc.aio.ServicerContext) -> SessionState:
+        try:
+            engine = self.registry.directory.engine_of(request.id)
+            return await ask(engine, lambda sessions: sessions.export(request.id))
+        except CellarError as error:
+            await abort(context, error)
+
+    async def ImportSession(self, request: ImportSessionRequest, context: grpc.aio.ServicerContext) -> Session:
+        state = request.state
+        try:
+            if not state.version:
+                raise CellarError(Reason.STATE_INCOMPATIBLE, "the state names no model version")
+            engine = self.registry.find(state.model, state.version)
+            info = await ask(
+                engine, lambda sessions: sessions.import_state(state, request.id, token=request.request_token)
             )
             return _message(engine, info)
         except CellarError as error:

@@ -76,9 +76,13 @@ def choose(
         return np.flatnonzero(remaining == q)[:max_rows], q
     cap = cost.max_steps(min(n, max_rows), budget_s)
     shortest = int(remaining.min())
+    must_any = bool(must.any())
     if n == 1 or shortest >= cap or shortest == remaining.max():
-        return np.arange(min(n, max_rows)), min(shortest, cost.max_steps(min(n, max_rows), budget_s))
-    if must.any():
+        q = min(shortest, cost.max_steps(min(n, max_rows), budget_s))
+        if must_any and n > max_rows:
+            return np.concatenate([np.flatnonzero(must), np.flatnonzero(~must)])[:max_rows], q
+        return np.arange(min(n, max_rows)), q
+    if must_any:
         order = np.concatenate([np.flatnonzero(must), np.flatnonzero(~must)])
         ceiling = int(remaining[order[:max_rows]][must[order[:max_rows]]].min())
     else:

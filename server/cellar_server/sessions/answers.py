@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -162,13 +163,21 @@ class Answers:
                 return self._large[place]
         return None if not kept or start < int(self._start[kept[0]]) else False
 
+    def of(self, slot: int) -> Iterator[tuple[int, int, int, np.ndarray]]:
+        """The session's kept answers, oldest first: start, length and digest of the chunk, float32 [emissions, ...]."""
+        for place in self._kept(slot):
+            if self._emissions[place] >= 0:
+                start, length, digest = int(self._start[place]), int(self._length[place]), int(self._digest[place])
+                y = self.find(slot, start, length, digest)
+                if isinstance(y, np.ndarray):
+                    yield start, length, digest, y
+
+    def store(self, slot: int, start: int, length: int, digest: int, y: np.ndarray) -> None:
+        """Stores one answer float32 [emissions, ...]."""
+        one = np.array([slot]), np.array([start]), np.array([length]), np.array([digest], np.uint64)
+        self.store_many(*one, np.array([len(y)]), y)
+
     def copy(self, source: int, target: int) -> None:
         """The target's slot gets the source's stored answers."""
-        for place in self._kept(source):
-            if self._emissions[place] < 0:
-                continue
-            start, length, digest = int(self._start[place]), int(self._length[place]), int(self._digest[place])
-            y = self.find(source, start, length, digest)
-            if isinstance(y, np.ndarray):
-                one = np.array([target]), np.array([start]), np.array([length]), np.array([digest], np.uint64)
-                self.store_many(*one, np.array([len(y)]), y)
+        for start, length, digest, y in list(self.of(source)):
+            self.store(target, start, length, digest, y)

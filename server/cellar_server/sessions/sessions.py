@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from cellar_proto.v1.inference_pb2 import Frame, Priority
 from cellar_proto.v1.reason_pb2 import Reason
+from cellar_proto.v1.state_pb2 import SessionState
 from cellar_proto.v1.tensor_pb2 import Tensor
 
 from cellar_server.config import Config
@@ -37,6 +38,7 @@ from cellar_server.sessions.messages import (
     StreamClosed,
 )
 from cellar_server.sessions.predicts import Predicts
+from cellar_server.sessions.states import States
 from cellar_server.sessions.table import Table, span
 from cellar_server.zoo import Model
 
@@ -116,6 +118,7 @@ class Sessions:
         self.frames = Frames(self.core)
         self.predicts = Predicts(self.core)
         self.generations = Generations(self.core)
+        self._states = States(self.core)
 
     # -- the engine's step ---------------------------------------------------------------------------------------
 
@@ -553,6 +556,33 @@ class Sessions:
         core.answers.reset(slot)
         core.directory.release(table.key[slot], error, receipt)
         table.close(slot, error)
+
+    def export(self, id: str) -> SessionState:
+        """A session as one piece; it stays as it is. UNSUPPORTED for a generation."""
+        slot = self.core.directory.slot_of(id, self.core.number)
+        if not self.core.can_hold_sessions:
+            raise CellarError(Reason.UNSUPPORTED, "a generation cannot be exported")
+        return self._states.write(slot)
+
+    def import_state(self, state: SessionState, id: str = "", *, token: bytes = b"") -> SessionInfo:
+        """A new session from an exported state. STATE_INCOMPATIBLE, SESSION_EXISTS, OVERLOADED."""
+        core = self.core
+        core.check_open()
+        if not core.can_hold_sessions:
+            raise CellarError(Reason.UNSUPPORTED, "this model keeps no sessions")
+        self._states.check(state)
+        id = id or mint()
+        check_id(id)
+        if token and core.directory.has(id):
+            slot = core.directory.slot_of(id, core.number)
+            if core.table.tokens.get(slot) == token:
+                return self._info(slot)
+        slot = core.open_slot(key_of(id), state.max_idle_s, state.max_age_s)
+        if token:
+            core.table.tokens[slot] = token
+        self._states.read(state, slot)
+        core.table.last_use[slot] = core.clock()  # it is used: now
+        return self._info(slot)
 
     def close_all(self, error: CellarError) -> int:
         """Ends every session with one reason: the model is unloaded. How many there were."""
