@@ -182,6 +182,10 @@ class RunFailed(ServiceError):
     reason = Reason.RUN_FAILED
 
 
+class StoreFailed(ServiceError):
+    reason = Reason.STORE_FAILED
+
+
 class Internal(ServiceError):
     reason = Reason.INTERNAL
 

@@ -69,6 +69,7 @@ class SessionInfo:
     idle_s: float
     max_idle_s: float
     max_age_s: float
+    durable_position: int
 
 
 @dataclass(frozen=True)
@@ -147,6 +148,7 @@ def session_info(message: sessions_pb2.Session) -> SessionInfo:
         message.idle_s,
         message.max_idle_s,
         message.max_age_s,
+        message.durable_position,
     )
 
 

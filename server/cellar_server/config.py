@@ -42,6 +42,14 @@ class Config:
     max_queue_bytes: int = _option(256 << 20, "bytes of inputs that wait or run, of one model")
     max_message_bytes: int = _option(16 << 20, "bytes in one message")
     max_frames_in_flight: int = _option(64, "unanswered messages of one stream at which it is read no further")
+    store: str = _option("memory", "where sessions are kept: memory, or sqlite:///FILE (survives the process)")
+    durability: str = _option(
+        "interval",
+        "when a session is stored: none, interval, or step (before each answer)",
+        ("none", "interval", "step"),
+    )
+    store_interval_s: float = _option(0.5, "seconds between two writes with durability interval")
+    store_sync: bool = _option(False, "each write is on the disk before it counts (fsync): survives a power loss")
     drain_s: float = _option(10.0, "seconds that accepted work gets to finish when the server stops")
     log_level: str = _option("info", "least severe messages logged", ("debug", "info", "warning", "error"))
 

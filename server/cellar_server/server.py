@@ -35,6 +35,8 @@ from cellar_server.front.sessions import SessionsFront
 from cellar_server.runtime.base import StartupError
 from cellar_server.runtime.onnx import check_provider
 from cellar_server.sessions.messages import Reply
+from cellar_server.store.base import StoreError
+from cellar_server.store.sqlite import open_store
 
 log = logging.getLogger("cellar_server")
 
@@ -128,7 +130,15 @@ class Server:
             self.registry.broken[key] = error
             log.error("model %s/%d is broken and not served: %s", *key, error.message)
             return None
-        engine = Engine(model, config, self.registry.directory)
+        try:
+            engine = Engine(
+                model,
+                config,
+                self.registry.directory,
+                store=open_store(config.store, is_synced=config.store_sync),
+            )
+        except StoreError as error:
+            raise StartupError(str(error)) from None
         self.registry.broken.pop(key, None)
         self.registry.engines[key] = engine
         log.info(
@@ -140,6 +150,8 @@ class Server:
             config.provider,
             1000 * (time.perf_counter() - begun),
         )
+        if engine.num_restored:
+            log.info("model %s/%d: %d sessions taken up from the store", *key, engine.num_restored)
         return engine
 
     @property

@@ -31,7 +31,7 @@ class Clock:
 class Bench:
     """One model's sessions with stream 1, and what they replied."""
 
-    def __init__(self, model: Model, **config: Any) -> None:
+    def __init__(self, model: Model, *, store: Any = None, **config: Any) -> None:
         self.clock = Clock()
         self.directory = Directory()
         self.config = Config(**{"max_sessions": 256, "max_queue_rows": 512, **config})
@@ -45,6 +45,7 @@ class Bench:
             clock=self.clock,
             cost=Cost(1e-5, 1e-5, 1e-5),
             first_ticket=7,
+            store=store,
         )
         self.replies: deque[Any] = deque()
         self._frame_id = 0

@@ -34,6 +34,7 @@ from cellar_server.sessions.messages import (
     StepRequest,
 )
 from cellar_server.sessions.sessions import Outcome, Run, Sessions
+from cellar_server.store.base import Store
 from cellar_server.zoo import Model
 
 log = logging.getLogger("cellar_server.engine")
@@ -63,6 +64,7 @@ class Engine:
         *,
         clock: Callable[[], float] = time.monotonic,
         cost: Cost | None = None,
+        store: Store | None = None,
     ) -> None:
         self.model = model
         self.manifest = model.manifest
@@ -78,7 +80,9 @@ class Engine:
             clock=clock,
             cost=cost or Cost.measure(model.runtime),
             first_ticket=secrets.randbits(32),
+            store=store,
         )
+        self.num_restored = self._sessions.durability.restore()
         self._inbox: queue.SimpleQueue[Request | Ran | None] = queue.SimpleQueue()
         self._deliver: Callable[[list[Reply]], None] = lambda replies: None
         self._runner = Runner(f"run-{self.name}")
@@ -159,6 +163,7 @@ class Engine:
             self._die()
         finally:
             self._runner.stop()
+            self._sessions.durability.close()
 
     def _loop(self) -> None:
         sessions = self._sessions
@@ -173,6 +178,7 @@ class Engine:
                 sessions.admit(requests)
             self._begin()
             sessions.settle()
+            sessions.persist()
             if self._run is None and self._clock() >= expire_at:
                 expire_at = sessions.expire()
             self._send(sessions.take_replies())
@@ -220,6 +226,9 @@ class Engine:
             elif not requests and not self._sessions.has_ready:
                 # what opened since the last scan can expire no sooner than a second from then
                 until = min(expire_at, self._clock() + 1.0) if self._sessions.core.table.num_open else None
+                if self._sessions.durability.is_on:
+                    wake_at = min(self._sessions.durability.wake_at, self._clock() + 1.0)
+                    until = wake_at if until is None else min(until, wake_at)
                 if self._stop_at is not None:
                     until = min(self._stop_at, until or self._stop_at)
                 wait = None if until is None else max(0.0, until - self._clock())

@@ -40,6 +40,7 @@ def _message(engine: Engine, info: SessionInfo) -> Session:
         idle_s=info.idle_s,
         max_idle_s=info.max_idle_s,
         max_age_s=info.max_age_s,
+        durable_position=info.durable_position,
     )
 
 

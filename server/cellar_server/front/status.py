@@ -51,6 +51,7 @@ CODES: dict[int, grpc.StatusCode] = {
     Reason.SESSION_LOST: grpc.StatusCode.DATA_LOSS,
     Reason.STATE_INCOMPATIBLE: _PRECONDITION,
     Reason.INVALID_SAMPLING: _INVALID,
+    Reason.STORE_FAILED: grpc.StatusCode.UNAVAILABLE,
 }
 
 

@@ -212,6 +212,8 @@ class StreamSession:
         outputs.dtype = DataType.FLOAT32
         outputs.shape.extend(reply.outputs.shape)
         outputs.data = reply.outputs.tobytes()
+        if reply.durable:
+            answer.durable_positions.extend(reply.durable)
         if reply.errors:
             answer.errors.extend(row_errors(reply.errors))
         self._put(response)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from cellar_proto.v1.manifest_pb2 import Mode
@@ -62,6 +63,7 @@ class Core:
     counts: Counts = field(default_factory=Counts)
     replies: list[Reply] = field(default_factory=list)
     is_draining: bool = False
+    durability: Any = None  # the Durability of these sessions
 
     @property
     def output_shape(self) -> tuple[int, ...]:

@@ -307,6 +307,7 @@ class Frames:
                 core.answers.store_many(*chunk, emissions, outputs)
             core.counts.chunks += len(rows)
             self._outbox.answer(rows, positions, emissions, outputs)
+            core.durability.change(slots)
             self._forget(rows)
         self._unsettled.clear()
 

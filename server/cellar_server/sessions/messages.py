@@ -135,6 +135,7 @@ class AnswerReply:
     lengths: list[int]
     outputs: np.ndarray
     errors: list[tuple[int, CellarError]] = field(default_factory=list)
+    durable: list[int] = field(default_factory=list)  # position up to which each session is stored; empty: none
 
 
 @dataclass(slots=True)

@@ -20,6 +20,7 @@ from cellar_server.scheduler.work import Kind, Work
 from cellar_server.sessions.answers import Answers
 from cellar_server.sessions.core import Core, new_error_id
 from cellar_server.sessions.directory import Directory, check_id, id_of, key_of, mint
+from cellar_server.sessions.durability import Durability, Mode
 from cellar_server.sessions.frames import Frames
 from cellar_server.sessions.generations import Generations
 from cellar_server.sessions.messages import (
@@ -40,6 +41,7 @@ from cellar_server.sessions.messages import (
 from cellar_server.sessions.predicts import Predicts
 from cellar_server.sessions.states import States
 from cellar_server.sessions.table import Table, span
+from cellar_server.store.base import Store
 from cellar_server.zoo import Model
 
 log = logging.getLogger("cellar_server.sessions")
@@ -64,6 +66,7 @@ class SessionInfo:
     idle_s: float
     max_idle_s: float
     max_age_s: float
+    durable_position: int
 
 
 @dataclass(slots=True)
@@ -94,6 +97,7 @@ class Sessions:
         clock: Callable[[], float],
         cost: Cost,
         first_ticket: int,
+        store: Store | None = None,
     ) -> None:
         runtime = model.runtime
         work = Work(config.max_queue_rows, runtime.state_size)
@@ -119,6 +123,9 @@ class Sessions:
         self.predicts = Predicts(self.core)
         self.generations = Generations(self.core)
         self._states = States(self.core)
+        mode = Mode(config.durability)
+        self.durability = Durability(self.core, self._states, store, mode, config.store_interval_s)
+        self.core.durability = self.durability
 
     # -- the engine's step ---------------------------------------------------------------------------------------
 
@@ -229,7 +236,9 @@ class Sessions:
         check_id(request.id)
         if request.position == 0 and core.directory.has(request.id):
             return core.directory.slot_of(request.id, core.number), False
-        return core.open_slot(key_of(request.id), 0.0, 0.0), True
+        slot = core.open_slot(key_of(request.id), 0.0, 0.0)
+        self.durability.change(np.array([slot]))
+        return slot, True
 
     def _call(self, request: Call) -> CallReply:
         try:
@@ -297,6 +306,10 @@ class Sessions:
         counts.runs_by_rows[n] = counts.runs_by_rows.get(n, 0) + 1
         counts.seconds_by_rows[n] = counts.seconds_by_rows.get(n, 0.0) + run.took_s
         self._scatter(run.rows, q, y, state)
+
+    def persist(self) -> None:
+        """Stores what is due, before the replies that wait are taken."""
+        self.durability.persist()
 
     def settle(self) -> None:
         """What is left to do for finished runs, and can be done beside the next one: storing and sending answers."""
@@ -501,6 +514,7 @@ class Sessions:
         slot = core.open_slot(key_of(id), max_idle_s, max_age_s)
         if token:
             core.table.tokens[slot] = token
+        self.durability.change(np.array([slot]))
         return slot
 
     def get(self, id: str) -> SessionInfo:
@@ -516,6 +530,7 @@ class Sessions:
             now - float(table.last_use[slot]),
             float(table.max_idle[slot]),
             float(table.max_age[slot]),
+            int(table.durable[slot]),
         )
 
     def close(self, id: str, token: bytes = b"") -> SessionInfo:
@@ -553,6 +568,7 @@ class Sessions:
             core.scheduler.remove(rows)
             self.frames.fail(rows, error, now)
         self.generations.close(slot, error, now)
+        self.durability.forget(slot)
         core.answers.reset(slot)
         core.directory.release(table.key[slot], error, receipt)
         table.close(slot, error)
@@ -582,6 +598,7 @@ class Sessions:
             core.table.tokens[slot] = token
         self._states.read(state, slot)
         core.table.last_use[slot] = core.clock()  # it is used: now
+        self.durability.change(np.array([slot]))
         return self._info(slot)
 
     def close_all(self, error: CellarError) -> int:
@@ -617,6 +634,7 @@ class Sessions:
         if token:
             table.tokens[slot] = token
         core.answers.copy(source, slot)
+        self.durability.change(np.array([slot]))
         return self._info(slot)
 
 

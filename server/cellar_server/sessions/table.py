@@ -37,8 +37,9 @@ class Table:
 
     state: float32 [capacity, S], the arena, which never moves; key: the id as the directory keeps it; ticket: half of
     the one valid handle, 0 for none; stream: whom that handle was issued to; position: input taken in; accepted: the
-    same with what waits; in_flight: chunks that wait or run; head, tail: first and last of them as rows of work, or -1;
-    last_use, opened: on the engine's clock; max_idle, max_age: limits in seconds (max_age 0: none).
+    same with what waits; durable: the part of it that is stored; in_flight: chunks that wait or run; head, tail: first
+    and last of them as rows of work, or -1; last_use, opened: on the engine's clock; max_idle, max_age: limits in
+    seconds (max_age 0: none).
     """
 
     def __init__(self, capacity: int, state_size: int, first_ticket: int, engine: int = 0) -> None:
@@ -51,6 +52,7 @@ class Table:
         self.stream = np.zeros(capacity, np.uint32)
         self.position = np.zeros(capacity, np.int64)
         self.accepted = np.zeros(capacity, np.int64)
+        self.durable = np.zeros(capacity, np.int64)
         self.in_flight = np.zeros(capacity, np.int16)
         self.head = np.zeros(capacity, np.int32)
         self.tail = np.zeros(capacity, np.int32)
@@ -91,7 +93,7 @@ class Table:
         self.key[slot] = key
         self.is_open[slot] = True
         self.ticket[slot] = self.stream[slot] = 0
-        self.position[slot] = self.accepted[slot] = self.in_flight[slot] = 0
+        self.position[slot] = self.accepted[slot] = self.in_flight[slot] = self.durable[slot] = 0
         self.head[slot] = self.tail[slot] = -1
         self.last_use[slot] = self.opened[slot] = now
         self.max_idle[slot] = max_idle

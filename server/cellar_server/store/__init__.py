@@ -1,0 +1,1 @@
+"""Where sessions are kept so that they outlive the process."""
