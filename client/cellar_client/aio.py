@@ -38,6 +38,7 @@ from cellar_client.messages import (
     session_info,
     state_parts,
 )
+from cellar_client.replay import PASSING, Chunk, Patience, Replay
 from cellar_client.stream import FrameAnswer, FrameBook
 
 
@@ -250,7 +251,9 @@ class AsyncClient:
         )
         with _typed():
             opened = await self._sessions.OpenSession(request, timeout=self.timeout)
-        return AsyncSession(self, codec, opened.id, opened.position, keep=keep)
+        session = AsyncSession(self, codec, opened.id, opened.position, keep=keep)
+        session._options.CopyFrom(request.options)
+        return session
 
     async def resume(self, session_id: str, *, keep: bool = True) -> AsyncSession:
         """An open session by its id, where it stands."""
@@ -310,6 +313,9 @@ class AsyncSession:
         self._wire: AsyncWire | None = None
         self._handle = 0
         self._is_closed = False
+        self._replay = Replay(position)
+        self.durable_position = 0  # up to which the server's store holds the session
+        self._options = sessions_pb2.SessionOptions()
 
     async def __aenter__(self) -> AsyncSession:
         return self
@@ -319,42 +325,90 @@ class AsyncSession:
             await self.close()
 
     async def step(self, x: Any = b"", *, end: bool = False, timeout: float | None = None) -> Emissions:
-        """Takes in the next steps and answers each."""
+        """Takes in the next steps and answers each: one step [...], steps [time, ...] or a piece of text ->
+        float32 [emissions, ...]. `end`: the text ends here, so its last word is taken in too.
+
+        A server that is away is waited for, within the call's time: the session is taken up again where the server has
+        it, and what the server lost is sent once more. SessionLost where that is no longer held here. After
+        DeadlineExceeded the same call may be made again: what was already taken in is answered, not run again.
+        """
         if self._is_closed:
             raise SessionClosed(f"session {self.id!r} was closed")
         data, length = self._codec.encode(x)
-        seconds = timeout or self._client.timeout
         pieces = []
         parts = list(self._codec.split(data, length))
         for i, (part, count) in enumerate(parts):
-            wire = await self._attached(seconds)
-            frame_id = wire.next_id()
-            frame = Frame(
-                frame_id=frame_id,
-                handles=[self._handle],
-                positions=[self.position],
-                lengths=[count],
-                inputs=self._codec.tensor(part),
-                ends=[True] if end and i == len(parts) - 1 else [],
-            )
-            answer = await wire.ask(frame_id, StreamRequest(frame=frame), seconds)
-            for error in answer.errors:
-                raise from_error(error.error)
-            self.position = answer.positions[0]
-            pieces.append(self._codec.decode(answer.outputs))
+            chunk = Chunk(self.position, part, count, end and i == len(parts) - 1)
+            pieces.append(await self._answer(chunk, timeout or self._client.timeout))
         return pieces[0] if len(pieces) == 1 else Emissions(np.concatenate(pieces), self._codec.info.labels)
 
+    async def _answer(self, chunk: Chunk, timeout_s: float) -> Emissions:
+        """The answer to a chunk, however often the server went away meanwhile."""
+        patience = Patience(timeout_s)
+        while True:
+            try:
+                wire = await self._attached(patience.left_s)
+                answer = await self._send(wire, chunk, patience.left_s)
+                break
+            except PASSING as error:
+                await asyncio.sleep(patience.pause_s(error))
+        self.position = answer.positions[0]
+        self._replay.add(chunk)
+        for durable in answer.durable_positions:
+            self.durable_position = durable
+            self._replay.settle(durable)
+        return self._codec.decode(answer.outputs)
+
+    async def _send(self, wire: AsyncWire, chunk: Chunk, timeout_s: float) -> Any:
+        frame_id = wire.next_id()
+        frame = Frame(
+            frame_id=frame_id,
+            handles=[self._handle],
+            positions=[chunk.start],
+            lengths=[chunk.length],
+            inputs=self._codec.tensor(chunk.data),
+            ends=[True] if chunk.ends else [],
+        )
+        answer = await wire.ask(frame_id, StreamRequest(frame=frame), timeout_s)
+        for error in answer.errors:
+            raise from_error(error.error)
+        return answer
+
     async def _attached(self, timeout_s: float) -> AsyncWire:
+        """The shared stream, with a handle of this session on it, and the server where this side believes it to be."""
         wire = self._client._shared_wire()
-        if wire is not self._wire:
-            frame_id = wire.next_id()
-            info = self._codec.info
-            request = OpenSessions(frame_id=frame_id, model=info.name, version=info.version, ids=[self.id], resume=True)
-            opened = await wire.ask(frame_id, StreamRequest(open=request), timeout_s)
-            for error in opened.errors:
-                raise from_error(error.error)
-            self._handle, self._wire = opened.handles[0], wire
+        if wire is self._wire:
+            return wire
+        try:
+            opened = await self._open(wire, timeout_s, resume=True)
+        except SessionNotFound:
+            # a server without a store was started again: from the first step on, where all of it is held
+            lost = self._replay.since(0, self.position)
+            opened = await self._open(wire, timeout_s, resume=False)
+        else:
+            lost = self._replay.since(min(opened.positions[0], self.position), self.position)
+        self._handle = opened.handles[0]
+        for chunk in lost:
+            await self._send(wire, chunk, timeout_s)
+        self._wire = wire
         return wire
+
+    async def _open(self, wire: AsyncWire, timeout_s: float, *, resume: bool) -> Any:
+        frame_id = wire.next_id()
+        info = self._codec.info
+        request = OpenSessions(frame_id=frame_id, model=info.name, version=info.version, ids=[self.id], resume=resume)
+        if not resume:
+            request.options.CopyFrom(self._options)
+        opened = await wire.ask(frame_id, StreamRequest(open=request), timeout_s)
+        for error in opened.errors:
+            raise from_error(error.error)
+        return opened
+
+    async def info(self) -> SessionInfo:
+        """How the session stands on the server."""
+        request = sessions_pb2.GetSessionRequest(id=self.id)
+        with _typed():
+            return session_info(await self._client._sessions.GetSession(request, timeout=self._client.timeout))
 
     async def fork(self, *, id: str = "", keep: bool = False) -> AsyncSession:
         """A copy as the session stands after its last answered chunk."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -37,6 +38,7 @@ from cellar_client.messages import (
     session_info,
     state_parts,
 )
+from cellar_client.replay import PASSING, Chunk, Patience, Replay
 from cellar_client.stream import FrameStream, Wire
 
 
@@ -197,7 +199,9 @@ class Client:
         )
         with _typed():
             opened = self._sessions.OpenSession(request, timeout=timeout or self.timeout)
-        return Session(self, codec, opened.id, opened.position, keep=keep)
+        session = Session(self, codec, opened.id, opened.position, keep=keep)
+        session._options.CopyFrom(request.options)
+        return session
 
     def resume(self, session_id: str, *, keep: bool = True) -> Session:
         """An open session by its id, where it stands."""
@@ -318,6 +322,9 @@ class Session:
         self._wire: Wire | None = None
         self._handle = 0
         self._is_closed = False
+        self._replay = Replay(position)
+        self.durable_position = 0  # up to which the server's store holds the session
+        self._options = sessions_pb2.SessionOptions()
 
     def __enter__(self) -> Session:
         return self
@@ -330,8 +337,9 @@ class Session:
         """Takes in the next steps and answers each: one step [...], steps [time, ...] or a piece of text ->
         float32 [emissions, ...]. `end`: the text ends here, so its last word is taken in too.
 
-        After an error that is not a refusal (Unavailable, DeadlineExceeded) the same call may be made again: what was
-        already taken in is answered, not run again.
+        A server that is away is waited for, within the call's time: the session is taken up again where the server has
+        it, and what the server lost is sent once more. SessionLost where that is no longer held here. After
+        DeadlineExceeded the same call may be made again: what was already taken in is answered, not run again.
         """
         if self._is_closed:
             raise SessionClosed(f"session {self.id!r} was closed")
@@ -339,39 +347,71 @@ class Session:
         pieces = []
         parts = list(self._codec.split(data, length))
         for i, (part, count) in enumerate(parts):
-            pieces.append(self._chunk(part, count, end and i == len(parts) - 1, timeout or self._client.timeout))
+            chunk = Chunk(self.position, part, count, end and i == len(parts) - 1)
+            pieces.append(self._answer(chunk, timeout or self._client.timeout))
         return pieces[0] if len(pieces) == 1 else Emissions(np.concatenate(pieces), self._codec.info.labels)
 
-    def _chunk(self, part: bytes, count: int, end: bool, timeout_s: float) -> Emissions:
-        wire = self._attached(timeout_s)
+    def _answer(self, chunk: Chunk, timeout_s: float) -> Emissions:
+        """The answer to a chunk, however often the server went away meanwhile."""
+        patience = Patience(timeout_s)
+        while True:
+            try:
+                wire = self._attached(patience.left_s)
+                answer = self._send(wire, chunk, patience.left_s)
+                break
+            except PASSING as error:
+                time.sleep(patience.pause_s(error))
+        self.position = answer.positions[0]
+        self._replay.add(chunk)
+        for durable in answer.durable_positions:
+            self.durable_position = durable
+            self._replay.settle(durable)
+        return self._codec.decode(answer.outputs)
+
+    def _send(self, wire: Wire, chunk: Chunk, timeout_s: float) -> Any:
         frame_id = wire.next_id()
         frame = Frame(
             frame_id=frame_id,
             handles=[self._handle],
-            positions=[self.position],
-            lengths=[count],
-            inputs=self._codec.tensor(part),
-            ends=[True] if end else [],
+            positions=[chunk.start],
+            lengths=[chunk.length],
+            inputs=self._codec.tensor(chunk.data),
+            ends=[True] if chunk.ends else [],
         )
         answer = wire.ask(frame_id, StreamRequest(frame=frame), timeout_s)
         for error in answer.errors:
             raise from_error(error.error)
-        self.position = answer.positions[0]
-        return self._codec.decode(answer.outputs)
+        return answer
 
     def _attached(self, timeout_s: float) -> Wire:
-        """The shared stream, with a handle of this session on it."""
+        """The shared stream, with a handle of this session on it, and the server where this side believes it to be."""
         wire = self._client._shared_wire()
-        if wire is not self._wire:
-            frame_id = wire.next_id()
-            info = self._codec.info
-            request = OpenSessions(frame_id=frame_id, model=info.name, version=info.version, ids=[self.id], resume=True)
-            opened = wire.ask(frame_id, StreamRequest(open=request), timeout_s)
-            for error in opened.errors:
-                raise from_error(error.error)
-            self._handle = opened.handles[0]
-            self._wire = wire
+        if wire is self._wire:
+            return wire
+        try:
+            opened = self._open(wire, timeout_s, resume=True)
+        except SessionNotFound:
+            # a server without a store was started again: from the first step on, where all of it is held
+            lost = self._replay.since(0, self.position)
+            opened = self._open(wire, timeout_s, resume=False)
+        else:
+            lost = self._replay.since(min(opened.positions[0], self.position), self.position)
+        self._handle = opened.handles[0]
+        for chunk in lost:
+            self._send(wire, chunk, timeout_s)
+        self._wire = wire
         return wire
+
+    def _open(self, wire: Wire, timeout_s: float, *, resume: bool) -> Any:
+        frame_id = wire.next_id()
+        info = self._codec.info
+        request = OpenSessions(frame_id=frame_id, model=info.name, version=info.version, ids=[self.id], resume=resume)
+        if not resume:
+            request.options.CopyFrom(self._options)
+        opened = wire.ask(frame_id, StreamRequest(open=request), timeout_s)
+        for error in opened.errors:
+            raise from_error(error.error)
+        return opened
 
     def info(self) -> SessionInfo:
         """How the session stands on the server."""

@@ -123,6 +123,14 @@ def test_a_session_is_exported_and_goes_on_elsewhere(client: Client) -> None:
         client.import_session(b"\xff\xff")
 
 
+def test_both_clients_have_the_same_verbs() -> None:
+    def verbs(kind: type) -> set[str]:
+        return {name for name in dir(kind) if not name.startswith("_")}
+
+    assert verbs(Client) == verbs(AsyncClient)
+    assert verbs(cellar_client.Session) == verbs(cellar_client.AsyncSession)
+
+
 def test_a_refused_frame_sets_positions_back(client: Client) -> None:
     book = FrameBook(client._codec("counter", 0))
     book._take_opened(OpenedSessions(ids=["a", "b"], handles=[1, 2], positions=[5, 7]))

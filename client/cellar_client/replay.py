@@ -1,0 +1,84 @@
+"""What a session's client keeps until the server has it safe, to send it again to a server that does not."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections import deque
+from dataclasses import dataclass
+
+from cellar_client.errors import CellarError, SessionLost, ShuttingDown, StoreFailed, Unavailable
+
+# Bytes of one session's chunks that are kept; older ones go, and with them the way back to before them.
+MAX_BYTES = 16 << 20
+
+
+# What a session waits out: the server, or its store, may come back within the call's time.
+PASSING = (Unavailable, ShuttingDown, StoreFailed)
+
+
+class Patience:
+    """When to try again: delays that double, jittered, within the call's time."""
+
+    def __init__(self, timeout_s: float) -> None:
+        self._until = time.monotonic() + timeout_s
+        self._delay_s = 0.05
+
+    @property
+    def left_s(self) -> float:
+        return max(0.001, self._until - time.monotonic())
+
+    def pause_s(self, error: CellarError) -> float:
+        """How long to wait before the next try; the error is raised where the call's time would be over."""
+        pause = error.retry_after_s or self._delay_s * random.uniform(0.5, 1.0)
+        self._delay_s = min(2 * self._delay_s, 1.0)
+        if time.monotonic() + pause >= self._until:
+            raise error
+        return pause
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """One chunk as it was sent. start, length: in the model's unit of position."""
+
+    start: int
+    data: bytes
+    length: int
+    ends: bool
+
+
+class Replay:
+    """Answered chunks from the durable position on, oldest first."""
+
+    def __init__(self, position: int, max_bytes: int = MAX_BYTES) -> None:
+        self._chunks: deque[Chunk] = deque()
+        self._num_bytes = 0
+        self._max_bytes = max_bytes
+        self.first = position  # from which on everything is held
+
+    def add(self, chunk: Chunk) -> None:
+        """A chunk was answered."""
+        self._chunks.append(chunk)
+        self._num_bytes += len(chunk.data)
+        while self._num_bytes > self._max_bytes:
+            self._drop()
+
+    def settle(self, durable_position: int) -> None:
+        """The server holds the session up to here, whatever happens to it."""
+        while self._chunks and self._chunks[0].start + self._chunks[0].length <= durable_position:
+            self._drop()
+
+    def _drop(self) -> None:
+        gone = self._chunks.popleft()
+        self._num_bytes -= len(gone.data)
+        self.first = gone.start + gone.length
+
+    def since(self, position: int, answered: int) -> list[Chunk]:
+        """The chunks that a server which stands at `position` has not taken in. SessionLost where they are not held."""
+        if position < min(self.first, answered):
+            raise SessionLost(
+                f"the server stands at {position}, {answered} was answered, and only what came from {self.first} on "
+                "is kept here",
+                expected_position=position,
+            )
+        return [chunk for chunk in self._chunks if chunk.start >= position]
