@@ -153,24 +153,24 @@ class Answers:
             if int(self._start[place]) == start and int(self._length[place]) == length:
                 if int(self._digest[place]) != digest:
                     continue
-                emissions = int(self._emissions[place])
-                if emissions < 0:
-                    return None
-                if emissions == 1:
-                    return self._single[place].reshape(1, *self.output_shape).copy()
-                if emissions == 0:
-                    return np.zeros((0, *self.output_shape), np.float32)
-                return self._large[place]
+                return None if self._emissions[place] < 0 else self._at(place)
         return None if not kept or start < int(self._start[kept[0]]) else False
+
+    def _at(self, place: int) -> np.ndarray:
+        """The kept answer float32 [emissions, ...] at a place."""
+        emissions = int(self._emissions[place])
+        if emissions == 1:
+            return self._single[place].reshape(1, *self.output_shape).copy()
+        if emissions == 0:
+            return np.zeros((0, *self.output_shape), np.float32)
+        return self._large[place]
 
     def of(self, slot: int) -> Iterator[tuple[int, int, int, np.ndarray]]:
         """The session's kept answers, oldest first: start, length and digest of the chunk, float32 [emissions, ...]."""
         for place in self._kept(slot):
             if self._emissions[place] >= 0:
                 start, length, digest = int(self._start[place]), int(self._length[place]), int(self._digest[place])
-                y = self.find(slot, start, length, digest)
-                if isinstance(y, np.ndarray):
-                    yield start, length, digest, y
+                yield start, length, digest, self._at(place)
 
     def store(self, slot: int, start: int, length: int, digest: int, y: np.ndarray) -> None:
         """Stores one answer float32 [emissions, ...]."""

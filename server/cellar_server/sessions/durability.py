@@ -101,7 +101,7 @@ class Durability:
                 manifest.name,
                 manifest.version,
                 table.tokens.get(slot, b""),
-                self._states.write(slot).SerializeToString(),
+                self._states.write(slot, is_described=False).SerializeToString(),
                 written_s,
             )
             for slot in slots

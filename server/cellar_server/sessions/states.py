@@ -28,8 +28,8 @@ class States:
         self.core = core
         self._sha256 = model_sha256(core.model.manifest)
 
-    def write(self, slot: int) -> SessionState:
-        """A slot's session as it stands after its last committed chunk."""
+    def write(self, slot: int, *, is_described: bool = True) -> SessionState:
+        """A slot's session as it stands after its last committed chunk; is_described: with the names of the parts."""
         core, table, manifest = self.core, self.core.table, self.core.model.manifest
         now = core.clock()
         state = SessionState(
@@ -38,7 +38,7 @@ class States:
             version=manifest.version,
             model_sha256=self._sha256,
             position=int(table.position[slot]),
-            parts=manifest.parts,
+            parts=manifest.parts if is_described else (),
             row=table.state[slot].astype("<f4").tobytes(),
             tail=table.held.get(slot, b""),
             max_idle_s=float(table.max_idle[slot]),
@@ -65,7 +65,8 @@ class States:
             ),
             (state.model_sha256 != self._sha256, "the state is of other weights: the models' files differ"),
             (
-                [(p.name, p.offset, list(p.shape)) for p in state.parts]
+                bool(state.parts)
+                and [(p.name, p.offset, list(p.shape)) for p in state.parts]
                 != [(p.name, p.offset, list(p.shape)) for p in manifest.parts],
                 "the state's parts are not those of the model",
             ),
