@@ -237,6 +237,7 @@ class AsyncClient:
         id: str = "",
         max_idle_s: float = 0.0,
         max_age_s: float = 0.0,
+        grace_s: float | None = None,
         keep: bool = False,
         version: int = 0,
     ) -> AsyncSession:
@@ -246,7 +247,7 @@ class AsyncClient:
             model=model,
             version=version,
             id=id or mint_id(),
-            options=sessions_pb2.SessionOptions(max_idle_s=max_idle_s, max_age_s=max_age_s),
+            options=sessions_pb2.SessionOptions(max_idle_s=max_idle_s, max_age_s=max_age_s, disconnect_grace_s=grace_s),
             request_token=mint_token(),
         )
         with _typed():

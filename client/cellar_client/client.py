@@ -184,17 +184,21 @@ class Client:
         id: str = "",
         max_idle_s: float = 0.0,
         max_age_s: float = 0.0,
+        grace_s: float | None = None,
         keep: bool = False,
         version: int = 0,
         timeout: float | None = None,
     ) -> Session:
-        """A new session. As a context it is closed at the end, unless `keep`. Limits in seconds, 0: the server's."""
+        """A new session. As a context it is closed at the end, unless `keep`. Limits in seconds, 0: the server's.
+
+        grace_s: how long it outlives this client's connection, 0 for not at all; None: as long as its limits allow.
+        """
         codec = self._codec(model, version)
         request = sessions_pb2.OpenSessionRequest(
             model=model,
             version=version,
             id=id or mint_id(),
-            options=sessions_pb2.SessionOptions(max_idle_s=max_idle_s, max_age_s=max_age_s),
+            options=sessions_pb2.SessionOptions(max_idle_s=max_idle_s, max_age_s=max_age_s, disconnect_grace_s=grace_s),
             request_token=mint_token(),
         )
         with _typed():

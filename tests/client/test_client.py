@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import time
 from pathlib import Path
 
 import cellar_client
@@ -121,6 +122,21 @@ def test_a_session_is_exported_and_goes_on_elsewhere(client: Client) -> None:
         twin.close()
     with pytest.raises(cellar_client.errors.StateIncompatible, match="no exported session"):
         client.import_session(b"\xff\xff")
+
+
+def test_a_session_may_end_with_its_connection(client: Client, address: str) -> None:
+    with Client(address) as other:
+        brief = other.session("counter", grace_s=0, keep=True)
+        lasting = other.session("counter", keep=True)
+        for session in (brief, lasting):
+            session.step([1, 1])
+    deadline = time.monotonic() + 10
+    while brief.id in {each.id for each in client.sessions()}:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    with pytest.raises(cellar_client.SessionExpired, match="nobody took it up"):
+        client.resume(brief.id)
+    client.resume(lasting.id, keep=False).close()
 
 
 def test_both_clients_have_the_same_verbs() -> None:

@@ -128,6 +128,33 @@ def test_chunks_by_session_id_have_an_asker_each() -> None:
     assert not bench.directory.has("never")
 
 
+def test_a_session_with_a_grace_outlives_its_stream_by_that_only() -> None:
+    bench = Bench(counter_model())
+    keep, brief, at_once = (
+        bench.sessions.open([], count=1, stream=1, grace_s=grace)[0].id for grace in (None, 5.0, 0.0)
+    )
+    with pytest.raises(CellarError, match="grace"):
+        raise bench.sessions.open([], count=1, stream=1, grace_s=-1.0)[0]
+    bench.sessions.admit([StreamClosed(1, True)])
+    assert bench.sessions.is_expiry_due
+    bench.sessions.expire()
+    assert not bench.directory.has(at_once)
+    with pytest.raises(CellarError, match="nobody took it up within 0 s") as caught:
+        bench.sessions.get(at_once)
+    assert reason_of(caught.value) == "SESSION_EXPIRED"
+    bench.clock.now += 4
+    bench.sessions.expire()
+    bench.sessions.open([brief], resume=True, stream=2)  # taken up in time
+    bench.clock.now += 4
+    bench.sessions.expire()
+    assert bench.directory.has(brief)
+    bench.sessions.admit([StreamClosed(2, False)])
+    bench.clock.now += 5
+    bench.sessions.expire()
+    assert not bench.directory.has(brief)
+    assert bench.directory.has(keep)
+
+
 def test_large_answers_are_bounded() -> None:
     bench = Bench(counter_model(), answer_bytes=64)
     (a,) = bench.open()

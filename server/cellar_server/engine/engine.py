@@ -179,7 +179,7 @@ class Engine:
             self._begin()
             sessions.settle()
             sessions.persist()
-            if self._run is None and self._clock() >= expire_at:
+            if self._run is None and (sessions.is_expiry_due or self._clock() >= expire_at):
                 expire_at = sessions.expire()
             self._send(sessions.take_replies())
             if self._stop_at is not None and self._run is None:

@@ -60,6 +60,7 @@ class SessionsFront(sessions_pb2_grpc.SessionsServicer):
                 count=1,
                 max_idle_s=options.max_idle_s,
                 max_age_s=options.max_age_s,
+                grace_s=options.disconnect_grace_s if options.HasField("disconnect_grace_s") else None,
                 token=request.request_token,
             )[0]
             if isinstance(opened, CellarError):

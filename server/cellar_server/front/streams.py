@@ -140,6 +140,7 @@ class StreamSession:
                     stream=self.number,
                     max_idle_s=options.max_idle_s,
                     max_age_s=options.max_age_s,
+                    grace_s=options.disconnect_grace_s if options.HasField("disconnect_grace_s") else None,
                     token=message.request_token,
                 ),
             )

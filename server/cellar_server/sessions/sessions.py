@@ -124,6 +124,7 @@ class Sessions:
         self.generations = Generations(self.core)
         self._states = States(self.core)
         mode = Mode(config.durability)
+        self.is_expiry_due = False  # sooner than was said by `expire`
         self.durability = Durability(self.core, self._states, store, mode, config.store_interval_s)
         self.core.durability = self.durability
 
@@ -180,7 +181,8 @@ class Sessions:
                 if not self.generations.cancel(request.to, now):
                     self.predicts.cancel(request.to)
             case StreamClosed():
-                self.core.table.void_stream(request.stream)
+                self.core.table.void_stream(request.stream, now)
+                self.is_expiry_due |= bool(self.core.table.leaving)
                 if request.is_cancelled:
                     self.frames.drop_stream(request.stream, now)
             case Call():
@@ -447,14 +449,16 @@ class Sessions:
         """Closes the sessions over their limits; when to call again, on the engine's clock."""
         core, table = self.core, self.core.table
         now = core.clock()
+        self.is_expiry_due = False
         for slot in table.expired(now).tolist():
             idle, max_idle = now - float(table.last_use[slot]), float(table.max_idle[slot])
             age, max_age = now - float(table.opened[slot]), float(table.max_age[slot])
-            what = (
-                f"it was idle for {idle:.1f} s, its limit is {max_idle:g} s"
-                if idle >= max_idle
-                else f"it was open for {age:.1f} s, its limit is {max_age:g} s"
-            )
+            if idle >= max_idle:
+                what = f"it was idle for {idle:.1f} s, its limit is {max_idle:g} s"
+            elif max_age and age >= max_age:
+                what = f"it was open for {age:.1f} s, its limit is {max_age:g} s"
+            else:
+                what = f"its stream ended, and nobody took it up within {table.graces[slot]:g} s"
             id = id_of(table.key[slot])
             error = CellarError(Reason.SESSION_EXPIRED, f"session {id!r} has expired: {what}")
             log.info("session %s of %s expired: %s", id, core.model.manifest.name, what)
@@ -473,6 +477,7 @@ class Sessions:
         stream: int = 0,
         max_idle_s: float = 0.0,
         max_age_s: float = 0.0,
+        grace_s: float | None = None,
         token: bytes = b"",
     ) -> list[Opened | CellarError]:
         """Opens sessions, or with `resume` takes up open ones; with a stream each gets a handle there. One entry for
@@ -491,7 +496,7 @@ class Sessions:
         for id in ids or [mint() for _ in range(count)]:
             try:
                 check_id(id)
-                slot = self._take_up(id) if resume else self._open(id, max_idle_s, max_age_s, token)
+                slot = self._take_up(id) if resume else self._open(id, max_idle_s, max_age_s, token, grace_s)
             except CellarError as error:
                 opened.append(error)
                 continue
@@ -505,8 +510,10 @@ class Sessions:
         core.table.last_use[slot] = core.clock()
         return slot
 
-    def _open(self, id: str, max_idle_s: float, max_age_s: float, token: bytes) -> int:
+    def _open(self, id: str, max_idle_s: float, max_age_s: float, token: bytes, grace_s: float | None) -> int:
         core = self.core
+        if grace_s is not None and not 0 <= grace_s < 1e9:
+            raise CellarError(Reason.INVALID_REQUEST, "a session's grace is seconds, 0 or more")
         if token and core.directory.has(id):
             slot = core.directory.slot_of(id, core.number)
             if core.table.tokens.get(slot) == token:
@@ -514,6 +521,8 @@ class Sessions:
         slot = core.open_slot(key_of(id), max_idle_s, max_age_s)
         if token:
             core.table.tokens[slot] = token
+        if grace_s is not None:
+            core.table.graces[slot] = grace_s
         self.durability.change(np.array([slot]))
         return slot
 

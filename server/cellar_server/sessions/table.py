@@ -63,6 +63,9 @@ class Table:
         # what codecs hold back, only of sessions for which it is not empty
         self.held: dict[int, bytes] = {}
         self.tokens: dict[int, bytes] = {}
+        # sessions that do not outlive their stream for long: seconds of grace, and when the grace of some is over
+        self.graces: dict[int, float] = {}
+        self.leaving: dict[int, float] = {}
         self.num_open = 0
         self._ticket = first_ticket
         self._fresh = 0
@@ -109,6 +112,7 @@ class Table:
         """A handle on a slot for a stream; an earlier one becomes void."""
         if self.ticket[slot]:
             self.void(slot, CellarError(Reason.STALE_HANDLE, "the session was opened again since; this handle is void"))
+        self.leaving.pop(slot, None)
         self._ticket = self._ticket % 0xFFFFFFFF + 1
         self.ticket[slot] = self._ticket
         self.stream[slot] = stream
@@ -122,10 +126,14 @@ class Table:
             if len(self._void) > MAX_VOID:
                 self._void.popitem(last=False)
 
-    def void_stream(self, stream: int) -> None:
-        """Voids all handles of a stream that is gone; their sessions stay open."""
+    def void_stream(self, stream: int, now: float) -> None:
+        """Voids all handles of a stream that is gone; their sessions stay open, for their grace where they have one."""
         count = self._fresh
         slots = np.flatnonzero((self.stream[:count] == stream) & (self.ticket[:count] != 0))
+        if self.graces:
+            for slot in slots.tolist():
+                if slot in self.graces:
+                    self.leaving[slot] = now + self.graces[slot]
         self.ticket[slots] = self.stream[slots] = 0
 
     def resolve(self, handles: np.ndarray, streams: np.ndarray | int) -> tuple[np.ndarray, np.ndarray]:
@@ -163,15 +171,20 @@ class Table:
         self.key[slot] = None
         self.held.pop(slot, None)
         self.tokens.pop(slot, None)
+        self.graces.pop(slot, None)
+        self.leaving.pop(slot, None)
         self.num_open -= 1
         self._freed.append(slot)
 
     def expired(self, now: float) -> np.ndarray:
-        """Open slots over their idle or absolute limit, without chunks in flight: int64 [n]."""
+        """Open slots over their idle or absolute limit or their grace, without chunks in flight: int64 [n]."""
         n = self._fresh
         idle = now - self.last_use[:n] >= self.max_idle[:n]
         old = (self.max_age[:n] > 0) & (now - self.opened[:n] >= self.max_age[:n])
-        return np.flatnonzero(self.is_open[:n] & (idle | old) & (self.in_flight[:n] == 0))
+        over = idle | old
+        for slot, at in self.leaving.items():
+            over[slot] |= at <= now
+        return np.flatnonzero(self.is_open[:n] & over & (self.in_flight[:n] == 0))
 
     def next_expiry(self) -> float:
         """When the next open session may reach a limit, on the engine's clock; inf without sessions."""
@@ -181,4 +194,4 @@ class Table:
             return float("inf")
         ends = np.where(is_open, self.last_use[:n] + self.max_idle[:n], np.inf)
         old = np.where(is_open & (self.max_age[:n] > 0), self.opened[:n] + self.max_age[:n], np.inf)
-        return float(min(ends.min(), old.min()))
+        return float(min(ends.min(), old.min(), *self.leaving.values()))
