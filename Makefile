@@ -42,7 +42,7 @@ serve: $(SERVE) ## serve models/zoo on 127.0.0.1:50051 (LISTEN=HOST:PORT, MODELS
 train: $(DEV) ## train, export and verify every zoo model again (CELLAR_DATA names the data folder)
 	for name in digits sentiment describe forecast; do $(BIN)/cellar-models train $$name && $(BIN)/cellar-models export $$name || exit 1; done
 
-lint: $(DEV) ## style, types and the one-way imports
+lint: $(DEV) ## style and the one-way imports
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports --no-cache

@@ -9,7 +9,7 @@ import cellar_proto.v1
 import grpc
 import numpy as np
 import pytest
-from cellar_proto.v1.inference_pb2 import GenerateRequest, PredictRequest
+from cellar_proto.v1.inference_pb2 import GenerateRequest, PredictRequest, StepRequest
 from cellar_proto.v1.inference_pb2_grpc import InferenceStub
 from cellar_proto.v1.models_pb2 import GetModelRequest, ListModelsRequest
 from cellar_proto.v1.models_pb2_grpc import ModelsStub
@@ -136,3 +136,29 @@ def test_reflection_lists_the_services(channel: grpc.Channel) -> None:
     (response,) = ServerReflectionStub(channel).ServerReflectionInfo(requests, timeout=10)
     names = {service.name for service in response.list_services_response.service}
     assert {"cellar.v1.Inference", "cellar.v1.Sessions", "cellar.v1.Models", "grpc.health.v1.Health"} <= names
+
+
+def test_a_step_without_a_stream(channel: grpc.Channel) -> None:
+    inference, sessions = InferenceStub(channel), SessionsStub(channel)
+    sessions.OpenSession(OpenSessionRequest(model="counter", id="unary"))
+    one = Tensor(data=np.array([1, 2], "<f4").tobytes())
+
+    def step(**options: object) -> tuple[int, list[float]]:
+        answer = inference.Step(StepRequest(session_id="unary", **options), timeout=5)  # type: ignore[arg-type]
+        return answer.position, np.frombuffer(answer.outputs.data, "<f4").tolist()
+
+    assert step(inputs=one) == (1, [1, 2])
+    assert step(inputs=one, position=1) == (2, [2, 4])
+    assert step(inputs=one, position=1) == (2, [2, 4])  # sent again: the stored answer
+    two = Tensor(shape=[2, 2], data=np.array([1, 0, 1, 0], "<f4").tobytes())
+    assert step(inputs=two, priority="BULK") == (4, [3, 4, 4, 4])
+    for bad, reason in (
+        (StepRequest(session_id="nobody", inputs=one), Reason.SESSION_NOT_FOUND),
+        (StepRequest(session_id="unary", inputs=one, position=9), Reason.POSITION_GAP),
+        (StepRequest(session_id="unary", inputs=two, length=3), Reason.SHAPE_MISMATCH),
+        (StepRequest(session_id="unary"), Reason.EMPTY_INPUT),
+    ):
+        with pytest.raises(grpc.RpcError) as caught:
+            inference.Step(bad)
+        assert refusal(caught.value).reason == reason
+    assert sessions.CloseSession(CloseSessionRequest(id="unary")).position == 4

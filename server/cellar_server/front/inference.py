@@ -14,13 +14,18 @@ from cellar_proto.v1.inference_pb2 import (
     GenerateResponse,
     PredictRequest,
     PredictResponse,
+    Priority,
+    StepRequest,
+    StepResponse,
     StreamRequest,
 )
 from cellar_proto.v1.manifest_pb2 import Mode
 from cellar_proto.v1.reason_pb2 import Reason
+from cellar_proto.v1.tensor_pb2 import Tensor
 
+from cellar_server.engine import Engine
 from cellar_server.errors import CellarError
-from cellar_server.front.registry import Pending, Registry
+from cellar_server.front.registry import Pending, PendingChunk, Registry
 from cellar_server.front.status import abort
 from cellar_server.front.streams import StreamSession, row_errors, tensor
 from cellar_server.sampling.sampler import Options
@@ -60,8 +65,7 @@ class Inference(inference_pb2_grpc.InferenceServicer):
             lengths = list(request.lengths)
             shape = list(request.inputs.shape)
             if not lengths:
-                unit = 1 if engine.model.text is not None else _unit_bytes(engine)
-                total = shape[0] if shape else len(request.inputs.data) // unit
+                total = _length(engine, request.inputs)
                 if not total:
                     raise CellarError(Reason.EMPTY_INPUT, "the call holds no sequence")
                 lengths = [total]
@@ -96,6 +100,36 @@ class Inference(inference_pb2_grpc.InferenceServicer):
             lengths=reply.lengths,
             outputs=tensor(reply.outputs),
             errors=row_errors(reply.errors),
+        )
+
+    async def Step(self, request: StepRequest, context: grpc.aio.ServicerContext) -> StepResponse:
+        try:
+            engine = self.registry.directory.engine_of(request.session_id)
+            inputs = request.inputs
+            length = request.length or _length(engine, inputs)
+            deadline_s = _deadline(context, request.timeout_ms)
+            pending = PendingChunk()
+            engine.post(
+                messages.StepRequest(
+                    pending,
+                    request.session_id,
+                    inputs.dtype,
+                    list(inputs.shape),
+                    inputs.data,
+                    length,
+                    position=request.position if request.HasField("position") else None,
+                    ends=request.ends,
+                    timeout_ms=max(1, int(1000 * (deadline_s - time.monotonic()))) if deadline_s else 0,
+                    is_bulk=request.priority == Priority.BULK,
+                )
+            )
+            reply = await pending.future
+        except CellarError as error:
+            await abort(context, error)
+        return StepResponse(
+            position=reply.positions[0],
+            durable_position=reply.durable[0] if reply.durable else 0,
+            outputs=tensor(reply.outputs),
         )
 
     async def Generate(
@@ -146,6 +180,13 @@ class Inference(inference_pb2_grpc.InferenceServicer):
 
     async def Stream(self, requests: AsyncIterator[StreamRequest], context: grpc.aio.ServicerContext) -> None:
         await StreamSession(context, self.registry).run()
+
+
+def _length(engine: Engine, inputs: Tensor) -> int:
+    """Steps (bytes, for text) in a tensor."""
+    if inputs.shape:
+        return int(inputs.shape[0])
+    return len(inputs.data) // (1 if engine.model.text is not None else _unit_bytes(engine))
 
 
 def _unit_bytes(engine: object) -> int:

@@ -13,7 +13,7 @@ from cellar_server.config import Config
 from cellar_server.engine import Engine
 from cellar_server.errors import CellarError
 from cellar_server.sessions.directory import Directory
-from cellar_server.sessions.messages import Call, CallReply
+from cellar_server.sessions.messages import AnswerReply, Call, CallReply, FrameReply
 
 
 class Registry:
@@ -72,6 +72,23 @@ class Pending:
             self.future.set_exception(reply.error)
         else:
             self.future.set_result(reply.value if isinstance(reply, CallReply) else reply)
+
+
+class PendingChunk:
+    """A caller's future that the answer to one chunk resolves, with its AnswerReply."""
+
+    def __init__(self) -> None:
+        self.future: asyncio.Future[AnswerReply] = asyncio.get_running_loop().create_future()
+
+    def receive(self, reply: AnswerReply | FrameReply) -> None:
+        if self.future.done():
+            return
+        if isinstance(reply, FrameReply):
+            self.future.set_exception(reply.error)
+        elif reply.errors:
+            self.future.set_exception(reply.errors[0][1])
+        else:
+            self.future.set_result(reply)
 
 
 async def ask(engine: Engine, function: Callable[[Any], Any]) -> Any:

@@ -20,7 +20,7 @@ from cellar_server.front.oip import parameters, schema, tensors
 from cellar_server.front.oip.parameters import Parameters
 from cellar_server.front.oip.signature import Signature
 from cellar_server.front.oip.tensors import Given, Output
-from cellar_server.front.registry import Pending, Registry, ask
+from cellar_server.front.registry import Pending, PendingChunk, Registry, ask
 from cellar_server.sampling.sampler import Options
 from cellar_server.sessions import messages
 
@@ -29,23 +29,6 @@ MAX_ENDED, MAX_ENDED_BYTES = 1024, 65_536
 # Emissions that a generation may be ahead of its reader.
 CREDITS = 32
 _ABSENT = (Reason.SESSION_NOT_FOUND, Reason.SESSION_EXPIRED, Reason.SESSION_CLOSED, Reason.STALE_HANDLE)
-
-
-class _Chunk:
-    """The asker of one chunk: its answer [emissions, ...], or the error."""
-
-    def __init__(self) -> None:
-        self.future: asyncio.Future[np.ndarray] = asyncio.get_running_loop().create_future()
-
-    def receive(self, reply: messages.AnswerReply | messages.FrameReply) -> None:
-        if self.future.done():
-            return
-        if isinstance(reply, messages.FrameReply):
-            self.future.set_exception(reply.error)
-        elif reply.errors:
-            self.future.set_exception(reply.errors[0][1])
-        else:
-            self.future.set_result(reply.outputs)
 
 
 class _Emissions:
@@ -169,7 +152,7 @@ class Runner:
                 kept = schema.ModelInferResponse.FromString(self._ended[again])
                 kept.id = request.id
                 return kept
-            asker = _Chunk()
+            asker = PendingChunk()
             engine.post(
                 messages.StepRequest(
                     asker,
@@ -186,7 +169,7 @@ class Runner:
                 )
             )
             try:
-                emissions = await asker.future
+                emissions = (await asker.future).outputs
             except CellarError as error:
                 raise _for_sequences(error, given, engine) from None
             everything = not signature.is_single if given.all_emissions is None else given.all_emissions
