@@ -17,14 +17,14 @@ import numpy as np
 
 from benchmarks import network
 from benchmarks.ceiling import Ceiling
-from benchmarks.load import Load
+from benchmarks.load import Load, UnaryLoad
 from benchmarks.ratios import compare, sequence_lengths
 from benchmarks.scoring import memory_of_scoring, write_sequences
 from benchmarks.serving import Served, served, started
 from benchmarks.wire import Wire
 
 RESULTS = Path(__file__).parent / "RESULTS.md"
-ARMS = ["frames", "messages", "predict", "score", "memory"]
+ARMS = ["frames", "messages", "unary", "predict", "score", "memory"]
 PACKAGES = ["cellar-serving", "grpcio", "onnxruntime", "numpy", "protobuf"]
 
 
@@ -81,6 +81,25 @@ def messages(server: Served, echo: Served, runner: Runner, streams: int, pairs: 
         f"stream echo, same load client: {measured.ceiling:,.0f} messages/s, p50 {p50_ms[1]:.2f} ms",
         str(measured),
         ">= 0.6" if streams > 1 else "",
+    ]
+
+
+def unary(server: Served, echo: Served, runner: Runner, sessions: int, pairs: int, window_s: float) -> list[str]:
+    """`sessions` callers, a unary call a step."""
+    ours, theirs = UnaryLoad(server.address, sessions), UnaryLoad(echo.address, sessions, opens=False)
+    for load in (ours, theirs):
+        runner.runner.run(load.open())
+    measured = compare(
+        lambda: runner.runner.run(ours.window(window_s)), lambda: runner.runner.run(theirs.window(window_s)), pairs
+    )
+    for load in (ours, theirs):
+        runner.runner.run(load.close())
+    return [
+        f"{sessions} sessions, a unary call a step",
+        f"{measured.ours:,.0f} steps/s",
+        f"unary echo, same load client: {measured.ceiling:,.0f} calls/s",
+        str(measured),
+        "",
     ]
 
 
@@ -200,6 +219,8 @@ def main() -> int:
             if "messages" in given.only:
                 for streams in (64, 1):
                     add(messages(server, echo, runner, streams, pairs, window_s))
+            if "unary" in given.only:
+                add(unary(server, echo, runner, 64, pairs, window_s))
             if "predict" in given.only:
                 add(predicting(server, ceiling, 1000 if given.quick else 20_000, 1 if given.quick else 3))
             if "score" in given.only:

@@ -14,6 +14,9 @@ from cellar_proto.v1 import inference_pb2_grpc
 class Echo(inference_pb2_grpc.InferenceServicer):
     """Gives every session a handle and every frame its own inputs back."""
 
+    async def Step(self, request: pb.StepRequest, context: grpc.aio.ServicerContext) -> pb.StepResponse:
+        return pb.StepResponse(position=1, outputs=request.inputs)
+
     async def Stream(
         self, requests: AsyncIterator[pb.StreamRequest], context: grpc.aio.ServicerContext
     ) -> AsyncIterator[pb.StreamResponse]:

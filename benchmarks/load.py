@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import grpc
 import numpy as np
 from cellar_proto.v1 import inference_pb2 as pb
-from cellar_proto.v1 import inference_pb2_grpc
+from cellar_proto.v1 import inference_pb2_grpc, sessions_pb2, sessions_pb2_grpc
 
 from benchmarks.network import NAME, WIDTH
 from benchmarks.wire import OPTIONS
@@ -99,4 +99,39 @@ class Load:
     async def close(self) -> None:
         for lane in self.lanes:
             lane.call.cancel()
+        await self.channel.close()
+
+
+class UnaryLoad:
+    """`num_sessions` callers that each send one step a call, the next when the last is answered."""
+
+    def __init__(self, address: str, num_sessions: int, *, opens: bool = True) -> None:
+        self.address, self.opens = address, opens
+        self.ids = [f"unary-{i}" for i in range(num_sessions)]
+
+    async def open(self) -> None:
+        self.channel = grpc.aio.insecure_channel(self.address, options=OPTIONS)
+        self.stub = inference_pb2_grpc.InferenceStub(self.channel)
+        self.data = np.random.default_rng(0).standard_normal(WIDTH).astype("<f4").tobytes()
+        if self.opens:
+            sessions = sessions_pb2_grpc.SessionsStub(self.channel)
+            for id in self.ids:
+                await sessions.OpenSession(sessions_pb2.OpenSessionRequest(model=NAME, id=id))
+
+    async def window(self, window_s: float) -> float:
+        """Steps a second over one window."""
+        started = time.perf_counter()
+        counts = await asyncio.gather(*(self._drive(id, started + window_s) for id in self.ids))
+        return sum(counts) / (time.perf_counter() - started)
+
+    async def _drive(self, id: str, until: float) -> int:
+        done = 0
+        while time.perf_counter() < until:
+            request = pb.StepRequest(session_id=id)
+            request.inputs.data = self.data
+            await self.stub.Step(request)
+            done += 1
+        return done
+
+    async def close(self) -> None:
         await self.channel.close()
