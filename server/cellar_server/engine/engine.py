@@ -33,7 +33,8 @@ from cellar_server.sessions.messages import (
     Request,
     StepRequest,
 )
-from cellar_server.sessions.sessions import Outcome, Run, Sessions
+from cellar_server.sessions.runs import Outcome, Run
+from cellar_server.sessions.sessions import Sessions
 from cellar_server.store.base import Store
 from cellar_server.zoo import Model
 

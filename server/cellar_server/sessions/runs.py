@@ -1,0 +1,208 @@
+"""Runs: ready rows of work into the runtime, and what comes out back to whom it belongs."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+import numpy as np
+from cellar_proto.v1.reason_pb2 import Reason
+
+from cellar_server.errors import CellarError
+from cellar_server.scheduler.work import Kind
+from cellar_server.sessions.core import Core, new_error_id
+from cellar_server.sessions.frames import Frames
+from cellar_server.sessions.generations import Generations
+from cellar_server.sessions.predicts import Predicts
+from cellar_server.sessions.table import span
+
+log = logging.getLogger("cellar_server.sessions")
+
+
+@dataclass(slots=True)
+class Run:
+    """A call of the runtime. rows: of work [batch]; x: [batch, q, ...]; state: float32 [batch, S]; cost_s: expected."""
+
+    rows: np.ndarray
+    x: np.ndarray
+    state: np.ndarray
+    cost_s: float
+    took_s: float = 0.0
+
+
+# y: float32 [batch, q, ...] and the states after them float32 [batch, S], or what went wrong
+Outcome = tuple[np.ndarray, np.ndarray] | CellarError
+
+
+class Runs:
+    """Makes runs of chunks, whole sequences and generations alike, and gives each row its outcome."""
+
+    def __init__(self, core: Core, frames: Frames, predicts: Predicts, generations: Generations) -> None:
+        self.core = core
+        self.frames = frames
+        self.predicts = predicts
+        self.generations = generations
+
+    def begin(self) -> Run | None:
+        """Takes the rows whose turn it is out of the queue for one run; None where their time was over. Something must
+        be ready, and one run is under way at most."""
+        core = self.core
+        now = core.clock()
+        late = core.scheduler.take_late(now)
+        if len(late):
+            self.fail(late, CellarError(Reason.DEADLINE_EXCEEDED, "its time was over before it was computed"), now)
+            if not core.scheduler.has_ready:
+                return None
+        rows, q = core.scheduler.next()
+        x, state = self._gather(rows, q)
+        work = core.work
+        waited = (now - work.arrived[rows])[(work.done[rows] == 0) & (work.kind[rows] != Kind.GENERATION)]
+        core.counts.queue_rows += len(waited)
+        core.counts.queue_s += float(waited.sum())
+        return Run(rows, x, state, float(core.scheduler.cost(len(rows), q)))
+
+    def compute(self, run: Run) -> Outcome:
+        """What a run gives; any thread may compute it."""
+        begun = self.core.clock()
+        try:
+            return self.core.model.runtime.step(run.x, run.state)
+        except Exception:
+            return self.fault("a run failed", Reason.RUN_FAILED)
+        finally:
+            run.took_s = self.core.clock() - begun
+
+    def finish(self, run: Run, outcome: Outcome) -> None:
+        """Gives a run's outcome to its rows."""
+        core = self.core
+        if isinstance(outcome, CellarError):
+            self.fail(run.rows, outcome, core.clock())
+            return
+        y, state = outcome
+        q = run.x.shape[1]
+        counts, n = core.counts, len(run.rows)
+        counts.runs += 1
+        counts.rows += n
+        counts.steps += n * q
+        counts.compute_s += n * run.took_s
+        counts.runs_by_rows[n] = counts.runs_by_rows.get(n, 0) + 1
+        counts.seconds_by_rows[n] = counts.seconds_by_rows.get(n, 0.0) + run.took_s
+        self._scatter(run.rows, q, y, state)
+
+    def _gather(self, rows: np.ndarray, q: int) -> tuple[np.ndarray, np.ndarray]:
+        """Inputs [batch, q, ...] and states float32 [batch, S] of a run."""
+        core, work = self.core, self.core.work
+        slots = work.slot[rows]
+        stored = (slots >= 0) & (work.done[rows] == 0)
+        # a run reads them and writes elsewhere, so neighbouring rows need no copy
+        if stored.all():
+            state = core.table.state[span(slots)]
+        elif not stored.any():
+            state = work.state[span(rows)]
+        else:
+            state = work.state[rows]
+            state[stored] = core.table.state[slots[stored]]
+        runtime = core.model.runtime
+        lots = work.lot[rows]
+        first = work.offset[rows] + work.done[rows]
+        if lots[0] >= 0 and (lots == lots[0]).all():
+            inputs = work.lots[int(lots[0])].inputs
+            at, n = int(first[0]), len(rows)
+            if n == 1 or (first == np.arange(at, at + n * q, q)).all():
+                return inputs[at : at + n * q].reshape(n, q, *inputs.shape[1:]), state
+            return inputs[first[:, None] + np.arange(q)], state
+        x = np.empty((len(rows), q, *runtime.input_shape), runtime.input_dtype)
+        fed_back = work.kind[rows] == Kind.GENERATION
+        if fed_back.any():
+            x[fed_back, 0] = work.last[rows[fed_back]]
+        for lot in np.unique(lots[~fed_back]).tolist():
+            chosen = np.flatnonzero((lots == lot) & ~fed_back)
+            x[chosen] = work.lots[lot].inputs[first[chosen, None] + np.arange(q)]
+        return x, state
+
+    def _scatter(self, rows: np.ndarray, q: int, y: np.ndarray, state: np.ndarray) -> None:
+        """Gives a run's results to its rows. y: float32 [batch, q, ...]; state: float32 [batch, S]."""
+        core, work = self.core, self.core.work
+        now = core.clock()
+        kind = work.kind[rows]
+        fed_back = kind == Kind.GENERATION
+        if fed_back.any():
+            self.generations.advance(rows[fed_back], y[fed_back, 0], state[fed_back], now)
+            rows, y, state, kind = rows[~fed_back], y[~fed_back], state[~fed_back], kind[~fed_back]
+            if not len(rows):
+                return
+        begun = work.done[rows] > 0
+        work.done[rows] += q
+        ended = work.done[rows] == work.steps[rows]
+        if not (ended & ~begun).all():
+            self._keep_outputs(rows, q, y, (begun | ~ended) & work.keeps[rows])
+        if not ended.all():
+            going = rows[~ended]
+            work.state[span(going)] = state[~ended]
+            core.scheduler.add(going)
+            rows, y, state, kind, begun = rows[ended], y[ended], state[ended], kind[ended], begun[ended]
+            if not len(rows):
+                return
+        for each, finish in ((Kind.CHUNK, self._finish_chunks), (Kind.SEQUENCE, self._finish_sequences)):
+            chosen = kind == each
+            if chosen.all():
+                finish(rows, q, y, state, begun, now)
+                return
+            if chosen.any():
+                finish(rows[chosen], q, y[chosen], state[chosen], begun[chosen], now)
+
+    def _keep_outputs(self, rows: np.ndarray, q: int, y: np.ndarray, keep: np.ndarray) -> None:
+        """Puts the outputs of rows that take several runs beside their inputs."""
+        core, work = self.core, self.core.work
+        lots = work.lot[rows]
+        first = work.offset[rows] + work.done[rows] - q
+        for number in np.unique(lots[keep]).tolist():
+            lot = work.lots[number]
+            if lot.outputs is None:
+                lot.outputs = np.empty((len(lot.inputs), *core.output_shape), np.float32)
+            chosen = np.flatnonzero(keep & (lots == number))
+            lot.outputs[first[chosen, None] + np.arange(q)] = y[chosen]
+
+    def _outputs(self, rows: np.ndarray, q: int, y: np.ndarray, begun: np.ndarray) -> np.ndarray:
+        """Every emission of ended rows, packed: float32 [sum(steps), ...]."""
+        if not len(rows):
+            return self.core.no_outputs()
+        if not begun.any():
+            return y.reshape(len(rows) * q, *self.core.output_shape)
+        work = self.core.work
+        pieces = []
+        for i, w in enumerate(rows.tolist()):
+            if begun[i]:
+                at, outputs = int(work.offset[w]), work.lots[int(work.lot[w])].outputs
+                assert outputs is not None
+                pieces.append(outputs[at : at + int(work.steps[w])])
+            else:
+                pieces.append(y[i])
+        return np.concatenate(pieces)
+
+    def _finish_chunks(
+        self, rows: np.ndarray, q: int, y: np.ndarray, state: np.ndarray, begun: np.ndarray, now: float
+    ) -> None:
+        self.frames.commit(rows, state, self._outputs(rows, q, y, begun), now)
+
+    def _finish_sequences(
+        self, rows: np.ndarray, q: int, y: np.ndarray, state: np.ndarray, begun: np.ndarray, now: float
+    ) -> None:
+        keeps = self.core.work.keeps[rows]
+        outputs = self._outputs(rows[keeps], q, y[keeps], begun[keeps])
+        self.predicts.finish(rows, y[:, -1], outputs)
+
+    def fail(self, rows: np.ndarray, error: CellarError, now: float) -> None:
+        """Ends rows of any kind, none of them ready any more, with one error."""
+        kind = self.core.work.kind[rows]
+        if (kind == Kind.CHUNK).any():
+            self.frames.fail(rows[kind == Kind.CHUNK], error, now)
+        if (kind == Kind.SEQUENCE).any():
+            self.predicts.fail(rows[kind == Kind.SEQUENCE], error)
+        if (kind == Kind.GENERATION).any():
+            self.generations.fail(rows[kind == Kind.GENERATION], error, now)
+
+    def fault(self, what: str, reason: Reason) -> CellarError:
+        """Logs the exception being handled; the error that names it."""
+        error_id = new_error_id()
+        log.exception("%s [%s] (model %s)", what, error_id, self.core.model.manifest.name)
+        return CellarError(reason, f"the server failed; its log has the fault as {error_id}", error_id=error_id)
