@@ -173,7 +173,7 @@ class Engine:
             requests = self._take(expire_at)
             if self._outcome is not None:
                 assert self._run is not None
-                sessions.finish(self._run, self._outcome)
+                sessions.runs.finish(self._run, self._outcome)
                 self._run = self._outcome = None
             if requests:
                 sessions.admit(requests)
@@ -198,15 +198,15 @@ class Engine:
         sessions = self._sessions
         if self._run is not None or not sessions.has_ready:
             return
-        run = sessions.begin()
+        run = sessions.runs.begin()
         if run is None:
             return
         self._run = run
         if run.cost_s < OVERLAP_S:
-            sessions.finish(run, sessions.compute(run))
+            sessions.runs.finish(run, sessions.runs.compute(run))
             self._run = None
             return
-        self._runner.start(lambda: self._inbox.put(Ran(sessions.compute(run))))
+        self._runner.start(lambda: self._inbox.put(Ran(sessions.runs.compute(run))))
 
     def _take(self, expire_at: float) -> list[Request]:
         """What is in the inbox; without work it waits for a request, a limit or the end of draining. While a run is
@@ -224,7 +224,7 @@ class Engine:
                     if not requests and isinstance(item, FrameRequest) and item.columns is not None:
                         return [item]
                     requests.append(item)
-            elif not requests and not self._sessions.has_ready:
+            elif not self._sessions.has_ready:
                 # what opened since the last scan can expire no sooner than a second from then
                 until = min(expire_at, self._clock() + 1.0) if self._sessions.core.table.num_open else None
                 if self._sessions.durability.is_on:
@@ -258,7 +258,7 @@ class Engine:
         self._runner.stop()
         try:
             if self._run is not None:
-                self._sessions.finish(self._run, self._dead)
+                self._sessions.runs.finish(self._run, self._dead)
             self._sessions.fail_all(self._dead)
         except Exception:
             log.exception("the dead engine of model %s could not answer all [%s]", self.name, error_id)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import secrets
 import time
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 
 import grpc
 from cellar_proto.v1 import inference_pb2_grpc
@@ -25,32 +25,18 @@ from cellar_proto.v1.tensor_pb2 import Tensor
 
 from cellar_server.engine import Engine
 from cellar_server.errors import CellarError
-from cellar_server.front.registry import Pending, PendingChunk, Registry
+from cellar_server.front.asking import earlier, generate, predict, step
+from cellar_server.front.registry import Registry
 from cellar_server.front.status import abort
 from cellar_server.front.streams import StreamSession, row_errors, tensor
 from cellar_server.sampling.sampler import Options
 from cellar_server.sessions import messages
 
-# Emissions that a generation may be ahead of its reader.
-CREDITS = 32
-
 
 def _deadline(context: grpc.aio.ServicerContext, timeout_ms: int) -> float:
     """The earlier of a request's timeout and its call's deadline, on the monotonic clock; 0 for none."""
     left = context.time_remaining()
-    if timeout_ms and (left is None or timeout_ms / 1000 < left):
-        left = timeout_ms / 1000
-    return 0.0 if left is None else time.monotonic() + left
-
-
-class _Emissions:
-    """The replies of one generation, in order."""
-
-    def __init__(self) -> None:
-        self.queue: asyncio.Queue[messages.GenerateReply] = asyncio.Queue()
-
-    def receive(self, reply: messages.GenerateReply) -> None:
-        self.queue.put_nowait(reply)
+    return earlier(0.0 if left is None else time.monotonic() + left, timeout_ms)
 
 
 class Inference(inference_pb2_grpc.InferenceServicer):
@@ -75,24 +61,20 @@ class Inference(inference_pb2_grpc.InferenceServicer):
                 if request.HasField("all_emissions")
                 else mode not in (Mode.ONE_TO_ONE, Mode.MANY_TO_ONE)
             )
-            pending = Pending()
-            engine.post(
-                messages.PredictRequest(
-                    pending,
+            deadline_s = _deadline(context, request.timeout_ms)
+            reply = await predict(
+                engine,
+                lambda to: messages.PredictRequest(
+                    to,
                     lengths,
                     request.inputs.dtype,
                     shape,
                     request.inputs.data,
                     everything,
-                    _deadline(context, request.timeout_ms),
+                    deadline_s,
                     request.is_bulk,
-                )
+                ),
             )
-            try:
-                reply: messages.PredictReply = await pending.future
-            except asyncio.CancelledError:
-                engine.post(messages.Cancel(pending))
-                raise
         except CellarError as error:
             await abort(context, error)
         return PredictResponse(
@@ -108,10 +90,10 @@ class Inference(inference_pb2_grpc.InferenceServicer):
             inputs = request.inputs
             length = request.length or _length(engine, inputs)
             deadline_s = _deadline(context, request.timeout_ms)
-            pending = PendingChunk()
-            engine.post(
-                messages.StepRequest(
-                    pending,
+            reply = await step(
+                engine,
+                lambda to: messages.StepRequest(
+                    to,
                     request.session_id,
                     inputs.dtype,
                     list(inputs.shape),
@@ -119,11 +101,10 @@ class Inference(inference_pb2_grpc.InferenceServicer):
                     length,
                     position=request.position if request.HasField("position") else None,
                     ends=request.ends,
-                    timeout_ms=max(1, int(1000 * (deadline_s - time.monotonic()))) if deadline_s else 0,
+                    deadline_s=deadline_s,
                     is_bulk=request.priority == Priority.BULK,
-                )
+                ),
             )
-            reply = await pending.future
         except CellarError as error:
             await abort(context, error)
         return StepResponse(
@@ -135,48 +116,33 @@ class Inference(inference_pb2_grpc.InferenceServicer):
     async def Generate(
         self, request: GenerateRequest, context: grpc.aio.ServicerContext
     ) -> AsyncIterator[GenerateResponse]:
-        emissions = _Emissions()
-        engine = None
-        is_over = False
         try:
             engine = self.registry.find(request.model, request.version)
             if not engine.manifest.HasField("generation"):
                 raise CellarError(Reason.UNSUPPORTED, f"model {request.model!r} does not generate")
             options = Options.from_proto(request.sampling, engine.manifest.generation, lambda: secrets.randbits(64))
-            engine.post(
-                messages.GenerateRequest(
-                    emissions,
-                    request.text,
-                    request.condition.data,
-                    options,
-                    request.session_id,
-                    request.position,
-                    _deadline(context, request.timeout_ms),
-                    CREDITS,
-                )
+            replies = generate(
+                engine,
+                request.text,
+                request.condition.data,
+                options,
+                session_id=request.session_id,
+                position=request.position,
+                deadline_s=_deadline(context, request.timeout_ms),
             )
-            while not is_over:
-                reply = await emissions.queue.get()
-                is_over = bool(reply.finish) or reply.error is not None
-                if reply.error is not None:
-                    raise reply.error
-                yield GenerateResponse(
-                    ids=reply.ids,
-                    log_probabilities=reply.log_probabilities,
-                    text=reply.text,
-                    position=reply.position,
-                    finish=reply.finish,
-                    seed=reply.seed,
-                    version=engine.version,
-                )
-                if reply.ids and not is_over:
-                    engine.post(messages.Credit(emissions, len(reply.ids)))
+            async with aclosing(replies):
+                async for reply in replies:
+                    yield GenerateResponse(
+                        ids=reply.ids,
+                        log_probabilities=reply.log_probabilities,
+                        text=reply.text,
+                        position=reply.position,
+                        finish=reply.finish,
+                        seed=reply.seed,
+                        version=engine.version,
+                    )
         except CellarError as error:
-            is_over = True
             await abort(context, error)
-        finally:
-            if engine is not None and not is_over:
-                engine.post(messages.Cancel(emissions))
 
     async def Stream(self, requests: AsyncIterator[StreamRequest], context: grpc.aio.ServicerContext) -> None:
         await StreamSession(context, self.registry).run()

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable
-from typing import Any
-
 from cellar_proto.v1.models_pb2 import Limits
 from cellar_proto.v1.reason_pb2 import Reason
 
@@ -13,7 +9,6 @@ from cellar_server.config import Config
 from cellar_server.engine import Engine
 from cellar_server.errors import CellarError
 from cellar_server.sessions.directory import Directory
-from cellar_server.sessions.messages import AnswerReply, Call, CallReply, FrameReply
 
 
 class Registry:
@@ -57,42 +52,3 @@ class Registry:
             max_rows=config.max_queue_rows,
             max_frames_in_flight=config.max_frames_in_flight,
         )
-
-
-class Pending:
-    """A caller's future that an engine's reply resolves."""
-
-    def __init__(self) -> None:
-        self.future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-
-    def receive(self, reply: Any) -> None:
-        if self.future.done():
-            return
-        if reply.error is not None:
-            self.future.set_exception(reply.error)
-        else:
-            self.future.set_result(reply.value if isinstance(reply, CallReply) else reply)
-
-
-class PendingChunk:
-    """A caller's future that the answer to one chunk resolves, with its AnswerReply."""
-
-    def __init__(self) -> None:
-        self.future: asyncio.Future[AnswerReply] = asyncio.get_running_loop().create_future()
-
-    def receive(self, reply: AnswerReply | FrameReply) -> None:
-        if self.future.done():
-            return
-        if isinstance(reply, FrameReply):
-            self.future.set_exception(reply.error)
-        elif reply.errors:
-            self.future.set_exception(reply.errors[0][1])
-        else:
-            self.future.set_result(reply)
-
-
-async def ask(engine: Engine, function: Callable[[Any], Any]) -> Any:
-    """Runs `function(sessions)` on the engine's thread; its value, or the CellarError that it raised."""
-    pending = Pending()
-    engine.post(Call(pending, function))
-    return await pending.future

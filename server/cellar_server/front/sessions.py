@@ -23,7 +23,8 @@ from cellar_proto.v1.state_pb2 import SessionState
 
 from cellar_server.engine import Engine
 from cellar_server.errors import CellarError
-from cellar_server.front.registry import Registry, ask
+from cellar_server.front.asking import ask
+from cellar_server.front.registry import Registry
 from cellar_server.front.status import abort
 from cellar_server.sessions.sessions import SessionInfo
 

@@ -55,10 +55,10 @@ CODES: dict[int, grpc.StatusCode] = {
 }
 
 
-async def abort(context: grpc.aio.ServicerContext, error: CellarError) -> NoReturn:
-    """Ends a call with an error's code, message and details."""
+async def abort(context: grpc.aio.ServicerContext, error: CellarError, text: str = "") -> NoReturn:
+    """Ends a call with an error's code, its message (or `text` in its place) and details."""
     metadata = ((ERROR_KEY, error.to_proto().SerializeToString()),)
-    await context.abort(CODES[error.reason], error.message, metadata)
+    await context.abort(CODES[error.reason], text or error.message, metadata)
     raise AssertionError("abort returned")
 
 

@@ -26,7 +26,8 @@ from cellar_proto.v1.tensor_pb2 import DataType, Tensor
 
 from cellar_server.engine import Engine
 from cellar_server.errors import CellarError
-from cellar_server.front.registry import Registry, ask
+from cellar_server.front.asking import ask
+from cellar_server.front.registry import Registry
 from cellar_server.front.status import unforeseen
 from cellar_server.sessions.messages import AnswerReply, FrameReply, FrameRequest, StreamClosed
 from cellar_server.sessions.sessions import Opened

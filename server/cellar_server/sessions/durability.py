@@ -17,16 +17,16 @@ from cellar_server.sessions.core import Core
 from cellar_server.sessions.directory import id_of, key_of
 from cellar_server.sessions.messages import AnswerReply
 from cellar_server.sessions.states import States
+from cellar_server.sessions.table import slot_of
 from cellar_server.store.base import Entry, Store, StoreError
 
 log = logging.getLogger("cellar_server.durability")
 
 # Seconds between two tries of a store that failed, and what a refused caller is told to wait.
 RETRY_S = 0.1
-_SLOT_MASK = (1 << 24) - 1
 
 
-class Mode(Enum):
+class Level(Enum):
     """none: never; interval: every so many seconds; step: before a chunk is answered."""
 
     NONE = "none"
@@ -42,15 +42,15 @@ class Durability:
         core: Core,
         states: States,
         store: Store | None,
-        mode: Mode,
+        level: Level,
         interval_s: float,
         *,
         wall: Callable[[], float] = time.time,
     ) -> None:
         self.core = core
         self._states = states
-        self._store = None if mode is Mode.NONE else store
-        self._mode = mode
+        self._store = None if level is Level.NONE else store
+        self._level = level
         self._interval_s = interval_s
         self._wall = wall
         self._changed: set[int] = set()
@@ -85,7 +85,7 @@ class Durability:
             return
         now = self.core.clock()
         if self._changed or self._gone:
-            is_due = self._mode is Mode.STEP and not self._is_failing
+            is_due = self._level is Level.STEP and not self._is_failing
             if is_due or is_last or now >= self._next_s:
                 self._flush(now)
         self._stamp()
@@ -128,9 +128,9 @@ class Durability:
         for reply in self.core.replies:
             if not isinstance(reply, AnswerReply):
                 continue
-            slots = [handle & _SLOT_MASK for handle in reply.handles]
+            slots = [slot_of(handle) for handle in reply.handles]
             reply.durable = table.durable[slots].tolist()
-            if self._mode is Mode.STEP and not self._changed.isdisjoint(slots):
+            if self._level is Level.STEP and not self._changed.isdisjoint(slots):
                 failed = {row for row, _ in reply.errors}
                 late = [row for row, slot in enumerate(slots) if slot in self._changed and row not in failed]
                 self._withhold(reply, late)

@@ -34,8 +34,8 @@ class StepRequest:
     """One chunk of one session, by its id and without a stream; answered by an AnswerReply or a FrameReply.
 
     opens: the session is a new one, closed again where the chunk is refused; position: at which the chunk starts, None
-    for where the session stands; length: steps (bytes, for text); ends: the sequence ends with it; timeout_ms: 0 for
-    none.
+    for where the session stands; length: steps (bytes, for text); ends: the sequence ends with it; deadline_s: on the
+    engine's clock, 0 for none.
     """
 
     to: Any
@@ -47,7 +47,7 @@ class StepRequest:
     opens: bool = False
     position: int | None = None
     ends: bool = False
-    timeout_ms: int = 0
+    deadline_s: float = 0.0
     is_bulk: bool = False
 
 

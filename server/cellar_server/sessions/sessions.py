@@ -20,7 +20,7 @@ from cellar_server.scheduler.work import Work
 from cellar_server.sessions.answers import Answers
 from cellar_server.sessions.core import Core
 from cellar_server.sessions.directory import Directory, check_id, id_of, key_of, mint
-from cellar_server.sessions.durability import Durability, Mode
+from cellar_server.sessions.durability import Durability, Level
 from cellar_server.sessions.frames import Frames
 from cellar_server.sessions.generations import Generations
 from cellar_server.sessions.messages import (
@@ -39,7 +39,7 @@ from cellar_server.sessions.messages import (
     StreamClosed,
 )
 from cellar_server.sessions.predicts import Predicts
-from cellar_server.sessions.runs import Outcome, Run, Runs
+from cellar_server.sessions.runs import Runs
 from cellar_server.sessions.states import States
 from cellar_server.sessions.table import Table
 from cellar_server.store.base import Store
@@ -108,11 +108,11 @@ class Sessions:
         self.frames = Frames(self.core)
         self.predicts = Predicts(self.core)
         self.generations = Generations(self.core)
-        self._runs = Runs(self.core, self.frames, self.predicts, self.generations)
+        self.runs = Runs(self.core, self.frames, self.predicts, self.generations)
         self._states = States(self.core)
-        mode = Mode(config.durability)
+        level = Level(config.durability)
         self.is_expiry_due = False  # sooner than was said by `expire`
-        self.durability = Durability(self.core, self._states, store, mode, config.store_interval_s)
+        self.durability = Durability(self.core, self._states, store, level, config.store_interval_s)
         self.core.durability = self.durability
 
     # -- the engine's step ---------------------------------------------------------------------------------------
@@ -206,7 +206,7 @@ class Sessions:
                 lengths=[request.length],
                 inputs=Tensor(dtype=request.dtype, shape=request.shape, data=request.data),
                 ends=[True] if request.ends else None,
-                timeouts_ms=[request.timeout_ms] if request.timeout_ms else None,
+                timeouts_ms=[max(1, int(1000 * (request.deadline_s - now)))] if request.deadline_s else None,
                 priorities=[Priority.BULK] if request.is_bulk else None,
             )
             frames[slot] = FrameRequest(request.to, UNARY_STREAM, frame, 0)
@@ -235,28 +235,15 @@ class Sessions:
         except CellarError as error:
             return CallReply(request.to, error=error)
         except Exception:
-            return CallReply(request.to, error=self._runs.fault("a call on the sessions failed", Reason.INTERNAL))
+            return CallReply(request.to, error=self.runs.fault("a call on the sessions failed", Reason.INTERNAL))
 
     def _admit_generations(self, requests: list[GenerateRequest], now: float) -> None:
         try:
             self.generations.admit(requests, now)
         except Exception:
-            error = self._runs.fault("priming failed", Reason.RUN_FAILED)
+            error = self.runs.fault("priming failed", Reason.RUN_FAILED)
             for request in requests:
                 self.generations.abandon(request, error, now)
-
-    def begin(self) -> Run | None:
-        """Takes the rows whose turn it is out of the queue for one run; None where their time was over. Something must
-        be ready, and one run is under way at most."""
-        return self._runs.begin()
-
-    def compute(self, run: Run) -> Outcome:
-        """What a run gives; any thread may compute it."""
-        return self._runs.compute(run)
-
-    def finish(self, run: Run, outcome: Outcome) -> None:
-        """Gives a run's outcome to its rows."""
-        self._runs.finish(run, outcome)
 
     def persist(self) -> None:
         """Stores what is due, before the replies that wait are taken."""
@@ -268,9 +255,9 @@ class Sessions:
 
     def run(self) -> None:
         """One whole run. Something must be ready."""
-        run = self.begin()
+        run = self.runs.begin()
         if run is not None:
-            self.finish(run, self.compute(run))
+            self.runs.finish(run, self.runs.compute(run))
         self.settle()
 
     def fail_all(self, error: CellarError) -> None:
@@ -279,7 +266,7 @@ class Sessions:
         scheduler = self.core.scheduler
         rows = np.concatenate([scheduler.ready, self.generations.parked()])
         scheduler.remove(rows)
-        self._runs.fail(rows, error, self.core.clock())
+        self.runs.fail(rows, error, self.core.clock())
 
     def expire(self) -> float:
         """Closes the sessions over their limits; when to call again, on the engine's clock."""

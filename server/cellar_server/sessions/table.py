@@ -7,6 +7,7 @@ from collections import OrderedDict
 import numpy as np
 from cellar_proto.v1.reason_pb2 import Reason
 
+from cellar_server.config import MAX_SESSIONS
 from cellar_server.errors import CellarError
 from cellar_server.scheduler.work import reserve
 
@@ -21,6 +22,11 @@ _TICKET_SHIFT = np.uint64(32)
 def engine_of(handle: int) -> int:
     """Number of the engine that issued a handle."""
     return handle >> _ENGINE_BITS & 0xFF
+
+
+def slot_of(handle: int) -> int:
+    """Place in its engine's table of the session that a handle stands for."""
+    return handle & MAX_SESSIONS - 1
 
 
 def span(places: np.ndarray) -> np.ndarray | slice:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Sequence
+from contextlib import aclosing
 from typing import Any
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
@@ -16,32 +16,21 @@ from cellar_proto.v1.tensor_pb2 import DataType
 
 from cellar_server.engine import Engine
 from cellar_server.errors import CellarError
+from cellar_server.front.asking import ask, earlier, generate, predict, step
 from cellar_server.front.oip import parameters, schema, tensors
 from cellar_server.front.oip.parameters import Parameters
 from cellar_server.front.oip.signature import Signature
 from cellar_server.front.oip.tensors import Given, Output
-from cellar_server.front.registry import Pending, PendingChunk, Registry, ask
+from cellar_server.front.registry import Registry
 from cellar_server.sampling.sampler import Options
 from cellar_server.sessions import messages
 
 # Last answers of ended sequences, kept so that a request sent again by its position gets its answer again.
 MAX_ENDED, MAX_ENDED_BYTES = 1024, 65_536
-# Emissions that a generation may be ahead of its reader.
-CREDITS = 32
 _ABSENT = (Reason.SESSION_NOT_FOUND, Reason.SESSION_EXPIRED, Reason.SESSION_CLOSED, Reason.STALE_HANDLE)
 
 
-class _Emissions:
-    """The asker of a generation: its replies, in order."""
-
-    def __init__(self) -> None:
-        self.queue: asyncio.Queue[messages.GenerateReply] = asyncio.Queue()
-
-    def receive(self, reply: messages.GenerateReply) -> None:
-        self.queue.put_nowait(reply)
-
-
-class Runner:
+class Requests:
     """Runs requests. Chunks of one sequence go one after the other, in the order of their arrival."""
 
     def __init__(self, registry: Registry) -> None:
@@ -84,22 +73,18 @@ class Runner:
         self, value: Given, given: Parameters, engine: Engine, signature: Signature, deadline_s: float
     ) -> Output:
         rows = value.shape[0]
-        everything = not signature.is_single if given.all_emissions is None else given.all_emissions
+        everything = signature.gives_all(given)
         if signature.is_text:
             lengths, data = [len(text) for text in value.elements], b"".join(value.elements)
         else:
             lengths, data = [value.shape[1] if signature.has_time else 1] * rows, value.data
-        if given.timeout_ms:
-            limit_s = time.monotonic() + given.timeout_ms / 1000
-            deadline_s = min(deadline_s or limit_s, limit_s)
-        pending = Pending()
         dtype = DataType.DATA_TYPE_UNSPECIFIED
-        engine.post(messages.PredictRequest(pending, lengths, dtype, [], data, everything, deadline_s, given.is_bulk))
-        try:
-            reply: messages.PredictReply = await pending.future
-        except asyncio.CancelledError:
-            engine.post(messages.Cancel(pending))
-            raise
+        reply = await predict(
+            engine,
+            lambda to: messages.PredictRequest(
+                to, lengths, dtype, [], data, everything, earlier(deadline_s, given.timeout_ms), given.is_bulk
+            ),
+        )
         if reply.errors:
             row, error = reply.errors[0]
             raise CellarError(
@@ -141,10 +126,7 @@ class Runner:
         id = parameters.session_id(engine.name, engine.version, given.sequence)
         data = value.elements[0] if signature.is_text else value.data
         length = len(data) if signature.is_text else value.shape[1] if signature.has_time else 1
-        timeout_ms = given.timeout_ms
-        if deadline_s:
-            left_ms = max(1, int(1000 * (deadline_s - time.monotonic())))
-            timeout_ms = min(timeout_ms or left_ms, left_ms)
+        deadline_s = earlier(deadline_s, given.timeout_ms)
         again = (id, given.position, data) if given.position is not None else None
         turn = self._turns.setdefault(id, asyncio.Lock())
         async with turn:
@@ -152,29 +134,27 @@ class Runner:
                 kept = schema.ModelInferResponse.FromString(self._ended[again])
                 kept.id = request.id
                 return kept
-            asker = PendingChunk()
-            engine.post(
-                messages.StepRequest(
-                    asker,
-                    id,
-                    DataType.DATA_TYPE_UNSPECIFIED,
-                    [],
-                    data,
-                    length,
-                    given.is_start,
-                    given.position,
-                    given.is_end and signature.is_text,
-                    timeout_ms,
-                    given.is_bulk,
-                )
-            )
             try:
-                emissions = (await asker.future).outputs
+                answer = await step(
+                    engine,
+                    lambda to: messages.StepRequest(
+                        to,
+                        id,
+                        DataType.DATA_TYPE_UNSPECIFIED,
+                        [],
+                        data,
+                        length,
+                        given.is_start,
+                        given.position,
+                        given.is_end and signature.is_text,
+                        deadline_s,
+                        given.is_bulk,
+                    ),
+                )
             except CellarError as error:
                 raise _for_sequences(error, given, engine) from None
-            everything = not signature.is_single if given.all_emissions is None else given.all_emissions
             # a text that ends no word emits nothing: a tensor without rows
-            values = emissions[None] if everything else emissions[-1:]
+            values = answer.outputs[None] if signature.gives_all(given) else answer.outputs[-1:]
             response = _response(request, engine, [tensors.numbers(signature.outputs[0].name, values)], wanted)
             if given.is_end:
                 await ask(engine, lambda sessions: sessions.close(id))
@@ -197,17 +177,10 @@ class Runner:
         options = Options.from_proto(
             parameters.sampling(request), engine.manifest.generation, lambda: secrets.randbits(64)
         )
-        emissions, is_over = _Emissions(), False
         prompt = value.elements[0] if value.elements else b""
-        engine.post(
-            messages.GenerateRequest(emissions, prompt, value.data, options, deadline_s=deadline_s, credits=CREDITS)
-        )
-        try:
-            while not is_over:
-                reply = await emissions.queue.get()
-                is_over = bool(reply.finish) or reply.error is not None
-                if reply.error is not None:
-                    raise reply.error
+        replies = generate(engine, prompt, value.data, options, deadline_s=deadline_s)
+        async with aclosing(replies):
+            async for reply in replies:
                 outputs = []
                 if reply.ids:
                     outputs = [
@@ -216,13 +189,8 @@ class Runner:
                     ]
                     if engine.model.vocabulary is not None:
                         outputs.insert(0, tensors.text("text", reply.text))
-                finish = {"finish_reason": FINISHES[reply.finish]} if is_over else {}
+                finish = {"finish_reason": FINISHES[reply.finish]} if reply.finish else {}
                 yield outputs, {"seed": str(reply.seed), **finish}
-                if reply.ids and not is_over:
-                    engine.post(messages.Credit(emissions, len(reply.ids)))
-        finally:
-            if not is_over:
-                engine.post(messages.Cancel(emissions))
 
 
 FINISHES = {1: "end", 2: "max_steps", 3: "stop"}

@@ -27,7 +27,6 @@ def _message(name: str) -> Any:
     return message_factory.GetMessageClass(POOL.FindMessageTypeByName(f"inference.{name}"))
 
 
-InferParameter = _message("InferParameter")
 ModelConfig = _message("ModelConfig")
 ModelConfigResponse = _message("ModelConfigResponse")
 ModelInferRequest = _message("ModelInferRequest")

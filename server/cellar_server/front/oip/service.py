@@ -15,10 +15,10 @@ from cellar_server import __version__
 from cellar_server.engine import Engine
 from cellar_server.errors import CellarError
 from cellar_server.front.oip import schema, statistics
-from cellar_server.front.oip.inference import Runner, merged
+from cellar_server.front.oip.inference import Requests, merged
 from cellar_server.front.oip.parameters import Parameters
 from cellar_server.front.registry import Registry
-from cellar_server.front.status import CODES, ERROR_KEY, unforeseen
+from cellar_server.front.status import abort, unforeseen
 
 EXTENSIONS = ["sequence", "statistics", "model_configuration", "model_repository"]
 # Metadata with which a caller asks for a real status instead of an error message on a stream.
@@ -42,7 +42,7 @@ class OpenInference:
     def __init__(self, registry: Registry, host: Host) -> None:
         self.registry = registry
         self.host = host
-        self._runner = Runner(registry)
+        self._requests = Requests(registry)
         self._tallies: dict[tuple[str, int], statistics.Tally] = {}
 
     def handler(self) -> grpc.GenericRpcHandler:
@@ -86,7 +86,7 @@ class OpenInference:
         except CellarError as error:
             await _abort(context, error)
         versions = sorted(version for name, version in self.registry.engines if name == engine.name)
-        return self._runner.signature(engine).metadata(engine.name, versions)
+        return self._requests.signature(engine).metadata(engine.name, versions)
 
     async def ModelConfig(self, request: Any, context: grpc.aio.ServicerContext) -> Any:
         try:
@@ -94,7 +94,7 @@ class OpenInference:
         except CellarError as error:
             await _abort(context, error)
         config = self.registry.config
-        return schema.ModelConfigResponse(config=self._runner.signature(engine).config(engine, config))
+        return schema.ModelConfigResponse(config=self._requests.signature(engine).config(engine, config))
 
     async def ModelStatistics(self, request: Any, context: grpc.aio.ServicerContext) -> Any:
         try:
@@ -145,7 +145,8 @@ class OpenInference:
         left = context.time_remaining()
         deadline_s = 0.0 if left is None else time.monotonic() + left
         try:
-            return merged([response async for response in self._answers(request, deadline_s)])
+            engine, given = self._read_request(request)
+            return merged([response async for response in self._answers(request, engine, given, deadline_s)])
         except CellarError as error:
             await _abort(context, error)
 
@@ -189,11 +190,10 @@ class OpenInference:
     async def _answer(self, request: Any, out: asyncio.Queue[Any]) -> None:
         """Puts the answers of one request into `out`, then (None, None): its place is free."""
         try:
-            wants_empty_final = Parameters.of(request).wants_empty_final
-            engine = self._find(request.model_name, request.model_version)
-            is_decoupled = self._runner.signature(engine).is_decoupled
+            engine, given = self._read_request(request)
+            wants_empty_final, is_decoupled = given.wants_empty_final, self._requests.signature(engine).is_decoupled
             held = None
-            async for response in self._answers(request, 0.0):
+            async for response in self._answers(request, engine, given, 0.0):
                 if not is_decoupled:
                     held = response
                     continue
@@ -226,13 +226,22 @@ class OpenInference:
         finally:
             out.put_nowait((None, None))
 
-    async def _answers(self, request: Any, deadline_s: float) -> AsyncIterator[Any]:
-        """The responses of a request, counted. CellarError, INTERNAL for what nobody foresaw."""
+    def _read_request(self, request: Any) -> tuple[Engine, Parameters]:
+        """The engine and the parameters of a request. CellarError; one in the parameters counts as a failed request."""
         begun_ns = time.perf_counter_ns()
         engine = self._find(request.model_name, request.model_version)
+        try:
+            return engine, Parameters.of(request)
+        except CellarError:
+            self._tally(engine).fail_one(begun_ns)
+            raise
+
+    async def _answers(self, request: Any, engine: Engine, given: Parameters, deadline_s: float) -> AsyncIterator[Any]:
+        """The responses of a request, counted. CellarError, INTERNAL for what nobody foresaw."""
+        begun_ns = time.perf_counter_ns()
         tally = self._tally(engine)
         try:
-            async for response in self._runner.answers(request, Parameters.of(request), engine, deadline_s):
+            async for response in self._requests.answers(request, given, engine, deadline_s):
                 yield response
         except CellarError:
             tally.fail_one(begun_ns)
@@ -240,7 +249,7 @@ class OpenInference:
         except Exception:
             tally.fail_one(begun_ns)
             raise unforeseen("an inference request failed") from None
-        rows = request.inputs[0].shape[0] if self._runner.signature(engine).max_batch_size else 1
+        rows = request.inputs[0].shape[0] if self._requests.signature(engine).max_batch_size else 1
         tally.succeed(begun_ns, rows)
 
     # -- finding -------------------------------------------------------------------------------------------------
@@ -264,9 +273,7 @@ def _text(error: CellarError) -> str:
 
 
 async def _abort(context: grpc.aio.ServicerContext, error: CellarError) -> NoReturn:
-    metadata = ((ERROR_KEY, error.to_proto().SerializeToString()),)
-    await context.abort(CODES[error.reason], _text(error), metadata)
-    raise AssertionError("abort returned")
+    await abort(context, error, _text(error))
 
 
 async def _unsupported(request: Any, context: grpc.aio.ServicerContext) -> NoReturn:

@@ -10,6 +10,7 @@ from cellar_proto.v1.manifest_pb2 import Mode
 from cellar_server.config import Config
 from cellar_server.engine import Engine
 from cellar_server.front.oip import schema
+from cellar_server.front.oip.parameters import Parameters
 from cellar_server.front.oip.tensors import DATATYPES
 
 _TYPES = {each: f"TYPE_{each}" for each in DATATYPES.values()} | {"BYTES": "TYPE_STRING"}
@@ -73,6 +74,10 @@ class Signature:
     def batch(self) -> list[int]:
         """The batch axis of a shape: one axis of any size, or none."""
         return [-1] if self.max_batch_size else []
+
+    def gives_all(self, given: Parameters) -> bool:
+        """Every emission is answered, and not only the last."""
+        return not self.is_single if given.all_emissions is None else given.all_emissions
 
     def metadata(self, name: str, versions: list[int]) -> Any:
         """ModelMetadataResponse."""

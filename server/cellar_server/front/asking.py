@@ -1,0 +1,116 @@
+"""Asking an engine from the event loop: a call, whole sequences, a chunk, a generation."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+from cellar_server.engine import Engine
+from cellar_server.sampling.sampler import Options
+from cellar_server.sessions.messages import (
+    AnswerReply,
+    Call,
+    CallReply,
+    Cancel,
+    Credit,
+    GenerateReply,
+    GenerateRequest,
+    PredictReply,
+    PredictRequest,
+    Reply,
+    StepRequest,
+)
+
+# Emissions that a generation may be ahead of its reader.
+CREDITS = 32
+
+
+class Pending:
+    """A caller's future that the engine's one reply resolves."""
+
+    def __init__(self) -> None:
+        self.future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+
+    def receive(self, reply: Reply) -> None:
+        if self.future.done():
+            return
+        errors = [error for _, error in reply.errors] if isinstance(reply, AnswerReply) else [reply.error]
+        error = errors[0] if errors else None
+        if error is not None:
+            self.future.set_exception(error)
+        else:
+            self.future.set_result(reply)
+
+
+class _Emissions:
+    """The replies of one generation, in order."""
+
+    def __init__(self) -> None:
+        self.queue: asyncio.Queue[GenerateReply] = asyncio.Queue()
+
+    def receive(self, reply: GenerateReply) -> None:
+        self.queue.put_nowait(reply)
+
+
+def earlier(deadline_s: float, timeout_ms: int) -> float:
+    """The earlier of a deadline on the monotonic clock and a timeout from now; 0 stands for none of either."""
+    if not timeout_ms:
+        return deadline_s
+    until_s = time.monotonic() + timeout_ms / 1000
+    return min(deadline_s or until_s, until_s)
+
+
+async def ask(engine: Engine, function: Callable[[Any], Any]) -> Any:
+    """Runs `function(sessions)` on the engine's thread; its value, or the CellarError that it raised."""
+    pending = Pending()
+    engine.post(Call(pending, function))
+    reply: CallReply = await pending.future
+    return reply.value
+
+
+async def predict(engine: Engine, request: Callable[[Any], PredictRequest]) -> PredictReply:
+    """The reply to whole sequences; CellarError where the call failed as a whole. A caller that goes drops it."""
+    pending = Pending()
+    engine.post(request(pending))
+    try:
+        return await pending.future
+    except asyncio.CancelledError:
+        engine.post(Cancel(pending))
+        raise
+
+
+async def step(engine: Engine, request: Callable[[Any], StepRequest]) -> AnswerReply:
+    """The answer to one chunk, or the CellarError of its row."""
+    pending = Pending()
+    engine.post(request(pending))
+    return await pending.future
+
+
+async def generate(
+    engine: Engine,
+    text: bytes,
+    condition: bytes,
+    options: Options,
+    *,
+    session_id: str = "",
+    position: int = 0,
+    deadline_s: float = 0.0,
+) -> AsyncIterator[GenerateReply]:
+    """The replies of one generation, the last with `finish`; CellarError. Closing it drops what is left; the engine is
+    never more than CREDITS emissions ahead."""
+    emissions, is_over = _Emissions(), False
+    engine.post(GenerateRequest(emissions, text, condition, options, session_id, position, deadline_s, CREDITS))
+    try:
+        while not is_over:
+            reply = await emissions.queue.get()
+            is_over = bool(reply.finish) or reply.error is not None
+            if reply.error is not None:
+                raise reply.error
+            yield reply
+            if reply.ids and not is_over:
+                engine.post(Credit(emissions, len(reply.ids)))
+    finally:
+        if not is_over:
+            engine.post(Cancel(emissions))
