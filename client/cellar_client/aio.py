@@ -10,14 +10,14 @@ from typing import Any
 import grpc
 import numpy as np
 from cellar_proto.v1 import inference_pb2_grpc, models_pb2, models_pb2_grpc, sessions_pb2, sessions_pb2_grpc
-from cellar_proto.v1.inference_pb2 import Frame, OpenSessions, StreamRequest
+from cellar_proto.v1.inference_pb2 import StreamRequest
 
+from cellar_client.book import SessionBook, checked
 from cellar_client.client import generate_request
 from cellar_client.emissions import Emissions
 from cellar_client.errors import (
     CellarError,
     DeadlineExceeded,
-    SessionClosed,
     SessionNotFound,
     Unavailable,
     from_error,
@@ -38,7 +38,7 @@ from cellar_client.messages import (
     session_info,
     state_parts,
 )
-from cellar_client.replay import PASSING, Chunk, Patience, Replay
+from cellar_client.replay import PASSING, Chunk, Patience
 from cellar_client.stream import FrameAnswer, FrameBook
 
 
@@ -302,21 +302,13 @@ class AsyncClient:
         return self._wire
 
 
-class AsyncSession:
+class AsyncSession(SessionBook):
     """One sequence whose state the server keeps. See Session."""
 
     def __init__(self, client: AsyncClient, codec: Codec, id: str, position: int, *, keep: bool) -> None:
+        super().__init__(codec, id, position, keep=keep)
         self._client = client
-        self._codec = codec
-        self.id = id
-        self.position = position
-        self.keep = keep
         self._wire: AsyncWire | None = None
-        self._handle = 0
-        self._is_closed = False
-        self._replay = Replay(position)
-        self.durable_position = 0  # up to which the server's store holds the session
-        self._options = sessions_pb2.SessionOptions()
 
     async def __aenter__(self) -> AsyncSession:
         return self
@@ -333,11 +325,8 @@ class AsyncSession:
         it, and what the server lost is sent once more. SessionLost where that is no longer held here. After
         DeadlineExceeded the same call may be made again: what was already taken in is answered, not run again.
         """
-        if self._is_closed:
-            raise SessionClosed(f"session {self.id!r} was closed")
-        data, length = self._codec.encode(x)
+        parts = self._parts(x)
         pieces = []
-        parts = list(self._codec.split(data, length))
         for i, (part, count) in enumerate(parts):
             chunk = Chunk(self.position, part, count, end and i == len(parts) - 1)
             pieces.append(await self._answer(chunk, timeout or self._client.timeout))
@@ -349,31 +338,13 @@ class AsyncSession:
         while True:
             try:
                 wire = await self._attached(patience.left_s)
-                answer = await self._send(wire, chunk, patience.left_s)
-                break
+                return self._took(chunk, await self._send(wire, chunk, patience.left_s))
             except PASSING as error:
                 await asyncio.sleep(patience.pause_s(error))
-        self.position = answer.positions[0]
-        self._replay.add(chunk)
-        for durable in answer.durable_positions:
-            self.durable_position = durable
-            self._replay.settle(durable)
-        return self._codec.decode(answer.outputs)
 
     async def _send(self, wire: AsyncWire, chunk: Chunk, timeout_s: float) -> Any:
         frame_id = wire.next_id()
-        frame = Frame(
-            frame_id=frame_id,
-            handles=[self._handle],
-            positions=[chunk.start],
-            lengths=[chunk.length],
-            inputs=self._codec.tensor(chunk.data),
-            ends=[True] if chunk.ends else [],
-        )
-        answer = await wire.ask(frame_id, StreamRequest(frame=frame), timeout_s)
-        for error in answer.errors:
-            raise from_error(error.error)
-        return answer
+        return checked(await wire.ask(frame_id, self._frame_request(frame_id, chunk), timeout_s))
 
     async def _attached(self, timeout_s: float) -> AsyncWire:
         """The shared stream, with a handle of this session on it, and the server where this side believes it to be."""
@@ -396,14 +367,7 @@ class AsyncSession:
 
     async def _open(self, wire: AsyncWire, timeout_s: float, *, resume: bool) -> Any:
         frame_id = wire.next_id()
-        info = self._codec.info
-        request = OpenSessions(frame_id=frame_id, model=info.name, version=info.version, ids=[self.id], resume=resume)
-        if not resume:
-            request.options.CopyFrom(self._options)
-        opened = await wire.ask(frame_id, StreamRequest(open=request), timeout_s)
-        for error in opened.errors:
-            raise from_error(error.error)
-        return opened
+        return checked(await wire.ask(frame_id, self._open_request(frame_id, resume=resume), timeout_s))
 
     async def info(self) -> SessionInfo:
         """How the session stands on the server."""

@@ -18,11 +18,12 @@ from cellar_proto.v1 import (
     sessions_pb2,
     sessions_pb2_grpc,
 )
-from cellar_proto.v1.inference_pb2 import CloseSessions, Frame, OpenSessions, StreamRequest
+from cellar_proto.v1.inference_pb2 import CloseSessions, StreamRequest
 from cellar_proto.v1.tensor_pb2 import Tensor
 
+from cellar_client.book import SessionBook, checked
 from cellar_client.emissions import Emissions
-from cellar_client.errors import CellarError, SessionClosed, SessionNotFound, from_error, from_rpc
+from cellar_client.errors import CellarError, SessionNotFound, from_error, from_rpc
 from cellar_client.messages import (
     CHANNEL_OPTIONS,
     Codec,
@@ -38,7 +39,7 @@ from cellar_client.messages import (
     session_info,
     state_parts,
 )
-from cellar_client.replay import PASSING, Chunk, Patience, Replay
+from cellar_client.replay import PASSING, Chunk, Patience
 from cellar_client.stream import FrameStream, Wire
 
 
@@ -313,22 +314,13 @@ class Generation(Iterator[Token]):
         self._call.cancel()
 
 
-class Session:
-    """One sequence whose state the server keeps. `id`; `position`: how much input it has consumed (steps, or bytes of
-    text)."""
+class Session(SessionBook):
+    """One sequence whose state the server keeps. See SessionBook for its attributes."""
 
     def __init__(self, client: Client, codec: Codec, id: str, position: int, *, keep: bool) -> None:
+        super().__init__(codec, id, position, keep=keep)
         self._client = client
-        self._codec = codec
-        self.id = id
-        self.position = position
-        self.keep = keep
         self._wire: Wire | None = None
-        self._handle = 0
-        self._is_closed = False
-        self._replay = Replay(position)
-        self.durable_position = 0  # up to which the server's store holds the session
-        self._options = sessions_pb2.SessionOptions()
 
     def __enter__(self) -> Session:
         return self
@@ -345,11 +337,8 @@ class Session:
         it, and what the server lost is sent once more. SessionLost where that is no longer held here. After
         DeadlineExceeded the same call may be made again: what was already taken in is answered, not run again.
         """
-        if self._is_closed:
-            raise SessionClosed(f"session {self.id!r} was closed")
-        data, length = self._codec.encode(x)
+        parts = self._parts(x)
         pieces = []
-        parts = list(self._codec.split(data, length))
         for i, (part, count) in enumerate(parts):
             chunk = Chunk(self.position, part, count, end and i == len(parts) - 1)
             pieces.append(self._answer(chunk, timeout or self._client.timeout))
@@ -361,31 +350,13 @@ class Session:
         while True:
             try:
                 wire = self._attached(patience.left_s)
-                answer = self._send(wire, chunk, patience.left_s)
-                break
+                return self._took(chunk, self._send(wire, chunk, patience.left_s))
             except PASSING as error:
                 time.sleep(patience.pause_s(error))
-        self.position = answer.positions[0]
-        self._replay.add(chunk)
-        for durable in answer.durable_positions:
-            self.durable_position = durable
-            self._replay.settle(durable)
-        return self._codec.decode(answer.outputs)
 
     def _send(self, wire: Wire, chunk: Chunk, timeout_s: float) -> Any:
         frame_id = wire.next_id()
-        frame = Frame(
-            frame_id=frame_id,
-            handles=[self._handle],
-            positions=[chunk.start],
-            lengths=[chunk.length],
-            inputs=self._codec.tensor(chunk.data),
-            ends=[True] if chunk.ends else [],
-        )
-        answer = wire.ask(frame_id, StreamRequest(frame=frame), timeout_s)
-        for error in answer.errors:
-            raise from_error(error.error)
-        return answer
+        return checked(wire.ask(frame_id, self._frame_request(frame_id, chunk), timeout_s))
 
     def _attached(self, timeout_s: float) -> Wire:
         """The shared stream, with a handle of this session on it, and the server where this side believes it to be."""
@@ -408,14 +379,7 @@ class Session:
 
     def _open(self, wire: Wire, timeout_s: float, *, resume: bool) -> Any:
         frame_id = wire.next_id()
-        info = self._codec.info
-        request = OpenSessions(frame_id=frame_id, model=info.name, version=info.version, ids=[self.id], resume=resume)
-        if not resume:
-            request.options.CopyFrom(self._options)
-        opened = wire.ask(frame_id, StreamRequest(open=request), timeout_s)
-        for error in opened.errors:
-            raise from_error(error.error)
-        return opened
+        return checked(wire.ask(frame_id, self._open_request(frame_id, resume=resume), timeout_s))
 
     def info(self) -> SessionInfo:
         """How the session stands on the server."""
