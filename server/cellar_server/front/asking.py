@@ -41,6 +41,7 @@ class Pending:
         if error is not None:
             self.future.set_exception(error)
         else:
+            reply.to = None  # a reply and its asker hold each other, and its bytes would stay until the collector comes
             self.future.set_result(reply)
 
 

@@ -102,7 +102,9 @@ class Table:
         self.key[slot] = key
         self.is_open[slot] = True
         self.ticket[slot] = self.stream[slot] = 0
-        self.position[slot] = self.accepted[slot] = self.in_flight[slot] = self.durable[slot] = 0
+        self.position[slot] = self.accepted[slot] = self.in_flight[slot] = 0
+        if self.durable[slot]:  # without a store this column stays memory that nobody touched
+            self.durable[slot] = 0
         self.head[slot] = self.tail[slot] = -1
         self.last_use[slot] = self.opened[slot] = now
         self.max_idle[slot] = max_idle
