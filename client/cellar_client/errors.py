@@ -4,7 +4,7 @@ CellarError
 ├── RequestError: what was sent cannot be taken, now or later
 │   ├── InvalidRequest, DtypeMismatch, ShapeMismatch, EmptyInput, NonFiniteInput, OutOfVocabulary, InvalidText
 │   ├── InvalidCondition, InvalidSampling, TooLarge, Unsupported, DuplicateSession
-│   └── ModelNotFound, ModelBroken
+│   └── ModelNotFound, ModelBroken, ModelBusy, Unauthenticated
 ├── SessionError: the session is not what the caller believes it to be
 │   ├── SessionNotFound, SessionExists, SessionExpired, SessionClosed, SessionLost, StaleHandle
 │   ├── PositionGap, PositionConflict, AnswerExpired
@@ -112,6 +112,14 @@ class ModelNotFound(RequestError):
 
 class ModelBroken(RequestError):
     reason = Reason.MODEL_BROKEN
+
+
+class ModelBusy(RequestError):
+    reason = Reason.MODEL_BUSY
+
+
+class Unauthenticated(RequestError):
+    reason = Reason.UNAUTHENTICATED
 
 
 class SessionNotFound(SessionError):

@@ -51,7 +51,7 @@ class ModelInfo:
     is_text: bool
     state_size: int
     error: CellarError | None
-    counters: dict[str, int] = field(repr=False, default_factory=dict)
+    counters: dict[str, Any] = field(repr=False, default_factory=dict)
     max_chunk: int = field(repr=False, default=0)
     max_message_bytes: int = field(repr=False, default=0)
     max_rows: int = field(repr=False, default=0)
@@ -114,7 +114,11 @@ def model_info(message: models_pb2.Model) -> ModelInfo:
         manifest.HasField("text"),
         manifest.state_size,
         from_error(message.error) if message.HasField("error") else None,
-        {each.name: getattr(counters, each.name) for each in counters.DESCRIPTOR.fields},
+        {
+            each.name: dict(value) if each.message_type else value
+            for each in counters.DESCRIPTOR.fields
+            for value in [getattr(counters, each.name)]
+        },
         limits.max_chunk,
         limits.max_message_bytes,
         limits.max_rows,

@@ -42,7 +42,16 @@ class Config:
     max_queue_bytes: int = _option(256 << 20, "bytes of inputs that wait or run, of one model")
     max_message_bytes: int = _option(16 << 20, "bytes in one message")
     max_frames_in_flight: int = _option(64, "unanswered messages of one stream at which it is read no further")
-    store: str = _option("memory", "where sessions are kept: memory, or sqlite:///FILE (survives the process)")
+    when_full: str = _option(
+        "refuse",
+        "what becomes of a new session where max_sessions are open: refuse it, or spill the least recently used ones "
+        "into the store",
+        ("refuse", "spill"),
+    )
+    store: str = _option(
+        "memory",
+        "where sessions are kept: memory, sqlite:///FILE (survives the process), redis://HOST:PORT (shared by servers)",
+    )
     durability: str = _option(
         "interval",
         "when a session is stored: none, interval, or step (before each answer)",
@@ -50,6 +59,12 @@ class Config:
     )
     store_interval_s: float = _option(0.5, "seconds between two writes with durability interval")
     store_sync: bool = _option(False, "each write is on the disk before it counts (fsync): survives a power loss")
+    lease_s: float = _option(5.0, "seconds without Redis after which other servers may take up a server's sessions")
+    stall_s: float = _option(30.0, "seconds in one run or one write after which a model's health is NOT_SERVING")
+    tokens: Path = _option(
+        Path(),
+        "file of callers, a line each: sha256 of a bearer token in hexadecimal, then a name; none: all may call",
+    )
     drain_s: float = _option(10.0, "seconds that accepted work gets to finish when the server stops")
     log_level: str = _option("info", "least severe messages logged", ("debug", "info", "warning", "error"))
 
@@ -64,6 +79,8 @@ class Config:
                 raise StartupError(f"{each.name}: {value} is too small")
             if each.name == "max_sessions" and value > MAX_SESSIONS:
                 raise StartupError(f"max_sessions: {value} is over {MAX_SESSIONS}")
+            if each.name == "when_full" and value == "spill" and (self.store == "memory" or self.durability == "none"):
+                raise StartupError("when_full: to spill sessions needs a store, and a durability other than none")
             if each.metadata["choices"] and value not in each.metadata["choices"]:
                 raise StartupError(f"{each.name}: {value!r} is not one of {', '.join(each.metadata['choices'])}")
 

@@ -148,7 +148,7 @@ def test_a_server_that_stays_away_is_an_error_within_the_call_s_time(zoo: Path, 
 
 
 def test_a_store_that_cannot_be_opened_ends_the_start(zoo: Path, tmp_path: Path) -> None:
-    with pytest.raises(Exception, match="neither `memory` nor"):
+    with pytest.raises(Exception, match="neither `memory`, sqlite"):
         Host(zoo, ["--store", "floppy:a"])
     (tmp_path / "no.db").write_text("no database " * 200)
     with pytest.raises(Exception, match="not a database"):

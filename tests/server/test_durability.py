@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,43 +11,22 @@ import numpy as np
 import pytest
 from cellar_proto.v1.state_pb2 import SessionState
 from cellar_server.sessions.messages import AnswerReply
-from cellar_server.store.base import Entry, StoreError
-from cellar_server.store.sqlite import SqliteStore, open_store
+from cellar_server.store import open_store
+from cellar_server.store.base import End, Entry, StoreError
+from cellar_server.store.sqlite import SqliteStore
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
 
 from tests.fakes.bench import Bench, reason_of
 from tests.fakes.runtime import counter_model
-
-
-class FakeStore:
-    """Keeps entries in a dictionary; fails while it is told to. writes: entries and ids of each transaction."""
-
-    def __init__(self) -> None:
-        self.entries: dict[str, Entry] = {}
-        self.writes: list[tuple[int, int]] = []
-        self.is_broken = False
-
-    def write(self, entries: Sequence[Entry], gone: Sequence[str]) -> None:
-        if self.is_broken:
-            raise StoreError("database or disk is full")
-        self.writes.append((len(entries), len(gone)))
-        for id in gone:
-            self.entries.pop(id, None)
-        self.entries.update({entry.id: entry for entry in entries})
-
-    def read(self, model: str, version: int) -> Iterator[Entry]:
-        yield from [e for e in self.entries.values() if (e.model, e.version) == (model, version)]
-
-    def close(self) -> None:
-        pass
+from tests.fakes.store import FakeStore
 
 
 def bench_on(store: Any, durability: str, **config: Any) -> Bench:
     """Sessions on a store, as an engine drives them."""
     bench = Bench(counter_model(), store=store, durability=durability, **config)
-    bench.sessions.durability.restore()
+    bench.sessions.custody.restore()
     return bench
 
 
@@ -147,7 +126,7 @@ def test_what_expired_while_no_server_was_there_is_told_as_expired() -> None:
     cycle(bench)
     (id,) = store.entries
     entry = store.entries[id]
-    store.entries[id] = Entry(entry.id, entry.model, entry.version, entry.token, entry.state, entry.written_s - 60)
+    store.entries[id] = replace(entry, written_s=entry.written_s - 60)
     after = bench_on(store, "step", max_idle_s=50)
     with pytest.raises(Exception, match="has expired") as caught:
         after.sessions.get(id)
@@ -218,19 +197,71 @@ def test_rows_whose_session_is_stored_are_answered_beside_those_that_are_withhel
 
 
 def entry(id: str, state: bytes = b"s") -> Entry:
-    return Entry(id, "m", 1, b"", state, 1.5)
+    return Entry(id, "m", 1, b"", state, 1.5, 60.0)
+
+
+def end(id: str) -> End:
+    return End(id, b"why", b"token", b"receipt", 2.5, 60.0)
+
+
+def read(store: SqliteStore, version: int = 1) -> list[Entry]:
+    return [replace(entry, fence=0) for entry in store.read("m", version)]
 
 
 def test_sqlite_keeps_and_forgets(tmp_path: Path) -> None:
     store = SqliteStore(tmp_path / "sessions.db")
     store.write([entry("a"), entry("b", b"old")], [])
-    store.write([entry("b", b"new"), Entry("c", "m", 2, b"t", b"s", 2.0)], ["a", "nobody"])
+    store.write([entry("b", b"new"), Entry("c", "m", 2, b"t", b"s", 2.0)], [end("a"), end("nobody")])
     store.close()
     again = open_store(f"sqlite:///{tmp_path}/sessions.db")
     assert again is not None
-    assert list(again.read("m", 1)) == [entry("b", b"new")]
-    assert list(again.read("m", 2)) == [Entry("c", "m", 2, b"t", b"s", 2.0)]
+    assert isinstance(again, SqliteStore)
+    assert read(again) == [entry("b", b"new")]
+    assert read(again, 2) == [Entry("c", "m", 2, b"t", b"s", 2.0)]
+    assert again.claim(["a", "never"]) == {"a": end("a")}
+    again.write([entry("a")], [])  # opened again: over no more
+    found = again.claim(["a"])["a"]
+    assert isinstance(found, Entry)
+    assert again.fence_of("a") == found.fence
     again.close()
+
+
+def test_sqlite_drops_what_outlived_its_time_and_is_not_claimed(tmp_path: Path) -> None:
+    store = SqliteStore(tmp_path / "sessions.db")
+    store.write([entry("claimed"), entry("left")], [end("over")])
+    store.claim(["claimed"])
+    assert store.purge(61.0) == []
+    assert store.purge(63.0) == [("m", 1)]
+    assert store.claim(["left", "over"]) == {}
+    assert [e.id for e in read(store)] == ["claimed"]
+    store.close()
+
+
+def test_an_end_does_not_reach_a_session_that_was_claimed_anew_under_its_id(tmp_path: Path) -> None:
+    store = SqliteStore(tmp_path / "sessions.db")
+    store.write([entry("a")], [])
+    first = store.claim(["a"])["a"]
+    assert isinstance(first, Entry)
+    store.claim(["a"])
+    store.write([], [replace(end("a"), fence=first.fence)])
+    assert [e.id for e in read(store)] == ["a"]
+    store.close()
+
+
+def test_the_first_schema_is_taken_over(tmp_path: Path) -> None:
+    with sqlite3.connect(tmp_path / "old.db") as connection:
+        connection.execute(
+            "CREATE TABLE sessions (id TEXT PRIMARY KEY, model TEXT NOT NULL, version INTEGER NOT NULL, token BLOB "
+            "NOT NULL, state BLOB NOT NULL, written_s REAL NOT NULL) WITHOUT ROWID"
+        )
+        connection.execute("INSERT INTO sessions VALUES ('a', 'm', 1, x'', x'73', 1.5)")
+        connection.execute("PRAGMA user_version = 1")
+    connection.close()
+    for _ in range(2):
+        store = SqliteStore(tmp_path / "old.db")
+        assert [(e.id, e.state) for e in read(store)] == [("a", b"s")]
+        store.write([], [end("b")])
+        store.close()
 
 
 def test_a_full_disk_is_a_typed_error_and_nothing_of_the_transaction_stays(tmp_path: Path) -> None:
@@ -239,7 +270,7 @@ def test_a_full_disk_is_a_typed_error_and_nothing_of_the_transaction_stays(tmp_p
     (pages,) = store._connection.execute("PRAGMA page_count").fetchone()
     store._connection.execute(f"PRAGMA max_page_count = {pages + 2}")
     with pytest.raises(StoreError, match="full"):
-        store.write([entry("b"), entry("big", bytes(1 << 20))], ["a"])
+        store.write([entry("b"), entry("big", bytes(1 << 20))], [end("a")])
     assert [e.id for e in store.read("m", 1)] == ["a"]
     store._connection.execute("PRAGMA max_page_count = 100000")
     store.write([entry("b")], [])
@@ -254,11 +285,11 @@ def test_a_file_that_is_no_store_or_of_another_schema_is_refused(tmp_path: Path)
     with sqlite3.connect(tmp_path / "newer.db") as connection:
         connection.execute("PRAGMA user_version = 9")
     connection.close()
-    with pytest.raises(StoreError, match="schema 9; this server knows 1"):
+    with pytest.raises(StoreError, match="schema 9; this server knows 2"):
         SqliteStore(tmp_path / "newer.db")
     with pytest.raises(StoreError, match="unable to open"):
         SqliteStore(tmp_path / "no" / "folder.db")
-    for url in ("redis://x", "sqlite:///", "sqlite:x"):
+    for url in ("floppy://x", "sqlite:///", "sqlite:x"):
         with pytest.raises(StoreError, match="neither"):
             open_store(url)
     assert open_store("memory") is None

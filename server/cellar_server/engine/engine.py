@@ -83,7 +83,7 @@ class Engine:
             first_ticket=secrets.randbits(32),
             store=store,
         )
-        self.num_restored = self._sessions.durability.restore()
+        self.num_restored = self._sessions.custody.restore()
         self._inbox: queue.SimpleQueue[Request | Ran | None] = queue.SimpleQueue()
         self._deliver: Callable[[list[Reply]], None] = lambda replies: None
         self._runner = Runner(f"run-{self.name}")
@@ -91,12 +91,20 @@ class Engine:
         self._outcome: Outcome | None = None  # of that run, taken from the inbox
         self._thread = threading.Thread(target=self._main, name=f"engine-{self.name}", daemon=True)
         self._stop_at: float | None = None
+        self._stall_s = config.stall_s
+        self._busy_since: float | None = None  # None: it waits for requests
         self._dead: CellarError | None = None
 
     @property
     def is_healthy(self) -> bool:
-        """False once the thread died of a fault."""
-        return self._dead is None
+        """False once the thread died of a fault, and while one run or write takes longer than it ever should."""
+        since = self._busy_since
+        return self._dead is None and (since is None or self._clock() - since < self._stall_s)
+
+    @property
+    def num_sessions(self) -> int:
+        """Open sessions."""
+        return self._sessions.core.table.num_open
 
     @property
     def queue_rows(self) -> int:
@@ -124,12 +132,14 @@ class Engine:
         self._inbox.put(None)
         self._thread.join(drain_s + 5)
 
-    def release(self, error: CellarError) -> None:
-        """Ends the sessions of an engine that has stopped, with one reason, and frees its number."""
+    def release(self, error: CellarError) -> int:
+        """Ends the sessions of an engine that has stopped, with one reason, and frees its number; how many."""
         if self._thread.is_alive():
             raise RuntimeError("the engine runs")
-        self._sessions.close_all(error)
+        ended = self._sessions.close_all(error)
+        self._sessions.durability.persist(is_last=True)
         self._sessions.core.directory.remove_engine(self.number)
+        return ended
 
     def counts(self) -> Counts:
         """The engine's own counts, as they stand; read only."""
@@ -153,6 +163,12 @@ class Engine:
             sessions_expired=counts.sessions_expired,
             stored_answer_bytes=core.answers.num_bytes,
             twin_steps=getattr(self.model.runtime, "twin_steps", 0),
+            sessions_ended={Reason.Name(reason): count for reason, count in counts.sessions_ended.items()},
+            sessions_spilled=counts.sessions_spilled,
+            sessions_taken_up=counts.sessions_taken_up,
+            sessions_handed_over=counts.sessions_handed_over,
+            stored_sessions=counts.stored_sessions,
+            store_failures=counts.store_failures,
         )
 
     # -- the thread ----------------------------------------------------------------------------------------------
@@ -170,7 +186,11 @@ class Engine:
         sessions = self._sessions
         expire_at = 0.0
         while True:
+            if self._run is None:
+                self._busy_since = None
             requests = self._take(expire_at)
+            if self._busy_since is None:
+                self._busy_since = self._clock()
             if self._outcome is not None:
                 assert self._run is not None
                 sessions.runs.finish(self._run, self._outcome)
@@ -180,8 +200,11 @@ class Engine:
             self._begin()
             sessions.settle()
             sessions.persist()
-            if self._run is None and (sessions.is_expiry_due or self._clock() >= expire_at):
-                expire_at = sessions.expire()
+            if self._run is None:
+                sessions.tend()
+                if sessions.is_expiry_due or self._clock() >= expire_at:
+                    expire_at = sessions.expire()
+                    sessions.persist()
             self._send(sessions.take_replies())
             if self._stop_at is not None and self._run is None:
                 sessions.core.is_draining = True

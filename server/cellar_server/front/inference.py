@@ -86,7 +86,8 @@ class Inference(inference_pb2_grpc.InferenceServicer):
 
     async def Step(self, request: StepRequest, context: grpc.aio.ServicerContext) -> StepResponse:
         try:
-            engine = self.registry.directory.engine_of(request.session_id)
+            id = self.registry.callers.id_of(context, request.session_id)
+            engine = await self.registry.holding.engine_of(id)
             inputs = request.inputs
             length = request.length or _length(engine, inputs)
             deadline_s = _deadline(context, request.timeout_ms)
@@ -94,7 +95,7 @@ class Inference(inference_pb2_grpc.InferenceServicer):
                 engine,
                 lambda to: messages.StepRequest(
                     to,
-                    request.session_id,
+                    id,
                     inputs.dtype,
                     list(inputs.shape),
                     inputs.data,
@@ -117,7 +118,8 @@ class Inference(inference_pb2_grpc.InferenceServicer):
         self, request: GenerateRequest, context: grpc.aio.ServicerContext
     ) -> AsyncIterator[GenerateResponse]:
         try:
-            engine = self.registry.find(request.model, request.version)
+            session_id = request.session_id and self.registry.callers.id_of(context, request.session_id)
+            engine = await self._generator(request, session_id)
             if not engine.manifest.HasField("generation"):
                 raise CellarError(Reason.UNSUPPORTED, f"model {request.model!r} does not generate")
             options = Options.from_proto(request.sampling, engine.manifest.generation, lambda: secrets.randbits(64))
@@ -126,7 +128,7 @@ class Inference(inference_pb2_grpc.InferenceServicer):
                 request.text,
                 request.condition.data,
                 options,
-                session_id=request.session_id,
+                session_id=session_id,
                 position=request.position,
                 deadline_s=_deadline(context, request.timeout_ms),
             )
@@ -143,6 +145,18 @@ class Inference(inference_pb2_grpc.InferenceServicer):
                     )
         except CellarError as error:
             await abort(context, error)
+
+    async def _generator(self, request: GenerateRequest, session_id: str) -> Engine:
+        """The engine of a generation: that of its session, or of the model for a new one."""
+        holding = self.registry.holding
+        if not session_id:
+            return self.registry.find(request.model, request.version)
+        errors = await (holding.take_up if request.position else holding.reserve)([session_id])
+        if session_id in errors:
+            raise errors[session_id]
+        if holding.directory.has(session_id):
+            return holding.directory.engine_of(session_id)
+        return self.registry.find_for_new(request.model, request.version)
 
     async def Stream(self, requests: AsyncIterator[StreamRequest], context: grpc.aio.ServicerContext) -> None:
         await StreamSession(context, self.registry).run()

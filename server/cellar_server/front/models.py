@@ -1,11 +1,23 @@
-"""Models: list and get."""
+"""Models: list, get, load, unload."""
 
 from __future__ import annotations
+
+from typing import Protocol
 
 import grpc
 from cellar_proto.v1 import models_pb2_grpc
 from cellar_proto.v1.manifest_pb2 import Manifest
-from cellar_proto.v1.models_pb2 import GetModelRequest, ListModelsRequest, ListModelsResponse, Model
+from cellar_proto.v1.models_pb2 import (
+    GetModelRequest,
+    ListModelsRequest,
+    ListModelsResponse,
+    LoadModelRequest,
+    LoadModelResponse,
+    Model,
+    UnloadModelRequest,
+    UnloadModelResponse,
+)
+from cellar_proto.v1.reason_pb2 import Reason
 
 from cellar_server.engine import Engine
 from cellar_server.errors import CellarError
@@ -13,11 +25,20 @@ from cellar_server.front.registry import Registry
 from cellar_server.front.status import abort
 
 
+class Host(Protocol):
+    """Who loads and unloads models."""
+
+    async def load_model(self, name: str) -> list[int]: ...
+
+    async def unload_model(self, name: str, version: int = 0, *, wait_s: float, force_reason: str) -> int: ...
+
+
 class ModelsFront(models_pb2_grpc.ModelsServicer):
     """See models.proto."""
 
-    def __init__(self, registry: Registry) -> None:
+    def __init__(self, registry: Registry, host: Host) -> None:
         self.registry = registry
+        self.host = host
 
     def _message(self, engine: Engine) -> Model:
         return Model(manifest=engine.manifest, counters=engine.counters(), limits=self.registry.limits(engine))
@@ -31,5 +52,22 @@ class ModelsFront(models_pb2_grpc.ModelsServicer):
     async def GetModel(self, request: GetModelRequest, context: grpc.aio.ServicerContext) -> Model:
         try:
             return self._message(self.registry.find(request.name, request.version))
+        except CellarError as error:
+            await abort(context, error)
+
+    async def LoadModel(self, request: LoadModelRequest, context: grpc.aio.ServicerContext) -> LoadModelResponse:
+        try:
+            return LoadModelResponse(versions=await self.host.load_model(request.name))
+        except CellarError as error:
+            await abort(context, error)
+
+    async def UnloadModel(self, request: UnloadModelRequest, context: grpc.aio.ServicerContext) -> UnloadModelResponse:
+        try:
+            if not 0 <= request.wait_s < 1e9:
+                raise CellarError(Reason.INVALID_REQUEST, "wait_s is seconds, 0 or more")
+            ended = await self.host.unload_model(
+                request.name, request.version, wait_s=request.wait_s, force_reason=request.force_reason
+            )
+            return UnloadModelResponse(sessions_ended=ended)
         except CellarError as error:
             await abort(context, error)

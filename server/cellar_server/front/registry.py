@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from cellar_proto.v1.models_pb2 import Limits
 from cellar_proto.v1.reason_pb2 import Reason
 
 from cellar_server.config import Config
 from cellar_server.engine import Engine
 from cellar_server.errors import CellarError
+from cellar_server.front.callers import Callers
+from cellar_server.front.holding import Holding
 from cellar_server.sessions.directory import Directory
 
 
@@ -19,6 +23,9 @@ class Registry:
         self.directory = Directory()
         self.engines: dict[tuple[str, int], Engine] = {}
         self.broken: dict[tuple[str, int], CellarError] = {}
+        self.leaving: set[tuple[str, int]] = set()  # versions that take no new sessions: they are being unloaded
+        self.holding = Holding(self.directory, self.engines)
+        self.callers = Callers(config.tokens if config.tokens != Path() else None)
 
     def find(self, name: str, version: int = 0) -> Engine:
         """The engine of a model, version 0 for the newest that serves; MODEL_NOT_FOUND, MODEL_BROKEN."""
@@ -39,6 +46,21 @@ class Registry:
         known = ", ".join(sorted({name for name, _ in self.engines})) or "none"
         raise CellarError(Reason.MODEL_NOT_FOUND, f"there is no model {what}; there are: {known}")
 
+    def find_for_new(self, name: str, version: int = 0) -> Engine:
+        """As `find`, for a new session: of a version that is not being unloaded. SHUTTING_DOWN where there is none."""
+        found = self.find(name, version)
+        if (name, found.version) not in self.leaving:
+            return found
+        others = [
+            engine
+            for (each, number), engine in self.engines.items()
+            if each == name and (each, number) not in self.leaving
+        ]
+        if version or not others:
+            what = f"model {name!r} version {found.version} is being unloaded"
+            raise CellarError(Reason.SHUTTING_DOWN, what, retry_after_ms=1000)
+        return max(others, key=lambda engine: engine.version)
+
     def limits(self, engine: Engine | None = None) -> Limits:
         """What is taken from callers."""
         config = self.config
@@ -51,4 +73,5 @@ class Registry:
             max_chunks_in_flight=config.max_chunks_in_flight,
             max_rows=config.max_queue_rows,
             max_frames_in_flight=config.max_frames_in_flight,
+            durability="" if config.store == "memory" else config.durability,
         )

@@ -1,8 +1,9 @@
-"""Sessions: open, get, list, close, fork."""
+"""Sessions: open, get, list, close, fork, export, import."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 import grpc
@@ -26,23 +27,10 @@ from cellar_server.errors import CellarError
 from cellar_server.front.asking import ask
 from cellar_server.front.registry import Registry
 from cellar_server.front.status import abort
-from cellar_server.sessions.sessions import SessionInfo
+from cellar_server.sessions.directory import check_id, mint
+from cellar_server.sessions.verbs import SessionInfo
 
 MAX_PAGE = 1000
-
-
-def _message(engine: Engine, info: SessionInfo) -> Session:
-    return Session(
-        id=info.id,
-        model=engine.name,
-        version=engine.version,
-        position=info.position,
-        age_s=info.age_s,
-        idle_s=info.idle_s,
-        max_idle_s=info.max_idle_s,
-        max_age_s=info.max_age_s,
-        durable_position=info.durable_position,
-    )
 
 
 class SessionsFront(sessions_pb2_grpc.SessionsServicer):
@@ -53,31 +41,32 @@ class SessionsFront(sessions_pb2_grpc.SessionsServicer):
 
     async def OpenSession(self, request: OpenSessionRequest, context: grpc.aio.ServicerContext) -> Session:
         options = request.options
-
-        def open_one(sessions: Any) -> SessionInfo:
-            ids = [request.id] if request.id else []
-            opened = sessions.open(
-                ids,
-                count=1,
-                max_idle_s=options.max_idle_s,
-                max_age_s=options.max_age_s,
-                grace_s=options.disconnect_grace_s if options.HasField("disconnect_grace_s") else None,
-                token=request.request_token,
-            )[0]
-            if isinstance(opened, CellarError):
-                raise opened
-            return sessions.get(opened.id)
-
         try:
-            engine = self.registry.find(request.model, request.version)
-            return _message(engine, await ask(engine, open_one))
+            id = self._new_id(request.id, context)
+            engine = self.registry.find_for_new(request.model, request.version)
+            await self._reserve(id)
+
+            def open_one(sessions: Any) -> SessionInfo:
+                opened = sessions.open(
+                    [id],
+                    max_idle_s=options.max_idle_s,
+                    max_age_s=options.max_age_s,
+                    grace_s=options.disconnect_grace_s if options.HasField("disconnect_grace_s") else None,
+                    token=request.request_token,
+                )[0]
+                if isinstance(opened, CellarError):
+                    raise opened
+                return sessions.get(id)
+
+            return await self._ask(engine, open_one)
         except CellarError as error:
             await abort(context, error)
 
     async def GetSession(self, request: GetSessionRequest, context: grpc.aio.ServicerContext) -> Session:
         try:
-            engine = self.registry.directory.engine_of(request.id)
-            return _message(engine, await ask(engine, lambda sessions: sessions.get(request.id)))
+            id = self.registry.callers.id_of(context, request.id)
+            engine = await self.registry.holding.engine_of(id)
+            return await self._ask(engine, lambda sessions: sessions.get(id))
         except CellarError as error:
             await abort(context, error)
 
@@ -87,63 +76,64 @@ class SessionsFront(sessions_pb2_grpc.SessionsServicer):
         directory = self.registry.directory
         model = request.model or None
         try:
+            scope = self.registry.callers.scope(context)
             if request.page_size > MAX_PAGE:
                 raise CellarError(Reason.TOO_LARGE, f"a page holds {MAX_PAGE} sessions at most")
             if model is not None:
                 self.registry.find(model)
             size = request.page_size or 100
-            found = directory.ids(request.page_token, size + 1, model)
+            found = directory.ids(request.page_token, size + 1, model, scope)
             listed = await asyncio.gather(
-                *(ask(engine, lambda sessions, id=id: sessions.get(id)) for id, engine in found[:size]),
+                *(self._ask(engine, lambda sessions, id=id: sessions.get(scope + id)) for id, engine in found[:size]),
                 return_exceptions=True,
             )
         except CellarError as error:
             await abort(context, error)
         return ListSessionsResponse(
             # one that ended while the page was made is left out
-            sessions=[
-                _message(engine, info)
-                for (_, engine), info in zip(found, listed, strict=False)
-                if isinstance(info, SessionInfo)
-            ],
+            sessions=[each for each in listed if isinstance(each, Session)],
             next_page_token=found[size - 1][0] if len(found) > size else "",
-            total=directory.count(model),
+            total=directory.count(model, scope),
         )
 
     async def CloseSession(self, request: CloseSessionRequest, context: grpc.aio.ServicerContext) -> Session:
         directory = self.registry.directory
         try:
-            engine = (None if directory.has(request.id) else directory.engine_that_closed(request.id)) or (
-                directory.engine_of(request.id)
-            )
-            return _message(
-                engine, await ask(engine, lambda sessions: sessions.close(request.id, request.request_token))
-            )
+            id = self.registry.callers.id_of(context, request.id)
+            engine = None if directory.has(id) else directory.engine_that_closed(id)
+            if engine is None:
+                receipt = await self.registry.holding.receipt(id, request.request_token)
+                if receipt is not None:
+                    return receipt
+                engine = await self.registry.holding.engine_of(id)
+            return await self._ask(engine, lambda sessions: sessions.close(id, request.request_token))
         except CellarError as error:
             await abort(context, error)
 
     async def ForkSession(self, request: ForkSessionRequest, context: grpc.aio.ServicerContext) -> Session:
         options = request.options
         try:
-            engine = self.registry.directory.engine_of(request.id)
-            info = await ask(
+            id, new_id = self.registry.callers.id_of(context, request.id), self._new_id(request.new_id, context)
+            engine = await self.registry.holding.engine_of(id)
+            await self._reserve(new_id)
+            return await self._ask(
                 engine,
                 lambda sessions: sessions.fork(
-                    request.id,
-                    request.new_id,
+                    id,
+                    new_id,
                     max_idle_s=options.max_idle_s,
                     max_age_s=options.max_age_s,
                     token=request.request_token,
                 ),
             )
-            return _message(engine, info)
         except CellarError as error:
             await abort(context, error)
 
     async def ExportSession(self, request: ExportSessionRequest, context: grpc.aio.ServicerContext) -> SessionState:
         try:
-            engine = self.registry.directory.engine_of(request.id)
-            return await ask(engine, lambda sessions: sessions.export(request.id))
+            id = self.registry.callers.id_of(context, request.id)
+            engine = await self.registry.holding.engine_of(id)
+            return await ask(engine, lambda sessions: sessions.export(id))
         except CellarError as error:
             await abort(context, error)
 
@@ -152,10 +142,27 @@ class SessionsFront(sessions_pb2_grpc.SessionsServicer):
         try:
             if not state.version:
                 raise CellarError(Reason.STATE_INCOMPATIBLE, "the state names no model version")
-            engine = self.registry.find(state.model, state.version)
-            info = await ask(
-                engine, lambda sessions: sessions.import_state(state, request.id, token=request.request_token)
+            id = self._new_id(request.id, context)
+            engine = self.registry.find_for_new(state.model, state.version)
+            await self._reserve(id)
+            return await self._ask(
+                engine, lambda sessions: sessions.import_state(state, id, token=request.request_token)
             )
-            return _message(engine, info)
         except CellarError as error:
             await abort(context, error)
+
+    def _new_id(self, id: str, context: grpc.aio.ServicerContext) -> str:
+        """The id under which a new session is kept; minted where the caller names none."""
+        scope = self.registry.callers.scope(context)
+        if id:
+            check_id(id)
+        return scope + (id or mint())
+
+    async def _reserve(self, id: str) -> None:
+        errors = await self.registry.holding.reserve([id])
+        if id in errors:
+            raise errors[id]
+
+    async def _ask(self, engine: Engine, function: Callable[[Any], SessionInfo]) -> Session:
+        found: SessionInfo = await ask(engine, function)
+        return found.to_proto(engine.manifest)

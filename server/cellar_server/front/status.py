@@ -52,6 +52,8 @@ CODES: dict[int, grpc.StatusCode] = {
     Reason.STATE_INCOMPATIBLE: _PRECONDITION,
     Reason.INVALID_SAMPLING: _INVALID,
     Reason.STORE_FAILED: grpc.StatusCode.UNAVAILABLE,
+    Reason.UNAUTHENTICATED: grpc.StatusCode.UNAUTHENTICATED,
+    Reason.MODEL_BUSY: _PRECONDITION,
 }
 
 

@@ -29,9 +29,10 @@ from cellar_server.errors import CellarError
 from cellar_server.front.asking import ask
 from cellar_server.front.registry import Registry
 from cellar_server.front.status import unforeseen
+from cellar_server.sessions.directory import mint, scoped, shown
 from cellar_server.sessions.messages import AnswerReply, FrameReply, FrameRequest, StreamClosed
-from cellar_server.sessions.sessions import Opened
 from cellar_server.sessions.table import engine_of
+from cellar_server.sessions.verbs import Opened
 
 _numbers = itertools.count(1)
 
@@ -56,6 +57,7 @@ class StreamSession:
         self.context = context
         self.registry = registry
         self.number = next(_numbers) % 0xFFFFFFFE + 1
+        self.scope = registry.callers.scope(context)
         self._engines: dict[int, Engine] = {}  # whose handles were issued here, by their number
         self._frames: dict[int, int] = {}  # rows of each unanswered message
         self._outbox: deque[StreamResponse] = deque()
@@ -129,28 +131,42 @@ class StreamSession:
         self._put(StreamResponse(answer=answer))
 
     async def _open(self, message: OpenSessions) -> None:
+        registry = self.registry
         try:
-            engine = self.registry.find(message.model, message.version)
+            find = registry.find if message.resume else registry.find_for_new
+            engine = find(message.model, message.version)
             options = message.options
-            opened = await ask(
-                engine,
-                lambda sessions: sessions.open(
-                    list(message.ids),
-                    count=message.count,
-                    resume=message.resume,
-                    stream=self.number,
-                    max_idle_s=options.max_idle_s,
-                    max_age_s=options.max_age_s,
-                    grace_s=options.disconnect_grace_s if options.HasField("disconnect_grace_s") else None,
-                    token=message.request_token,
-                ),
-            )
+            # where several servers open sessions, or callers have scopes, minted ids are treated as named ones
+            is_minted_here = registry.holding.can_hold_more or self.scope
+            ids = [scoped(self.scope, id) for id in message.ids]
+            if not ids and is_minted_here and message.count <= registry.config.max_sessions:
+                ids = [self.scope + mint() for _ in range(message.count)]
+            errors = await (registry.holding.take_up if message.resume else registry.holding.reserve)(ids)
+            found = [id for id in ids if id not in errors]
+            opened: list[Opened | CellarError] = []
+            if found or not ids:
+                opened = await ask(
+                    engine,
+                    lambda sessions: sessions.open(
+                        found,
+                        count=0 if errors else message.count,
+                        resume=message.resume,
+                        stream=self.number,
+                        max_idle_s=options.max_idle_s,
+                        max_age_s=options.max_age_s,
+                        grace_s=options.disconnect_grace_s if options.HasField("disconnect_grace_s") else None,
+                        token=message.request_token,
+                    ),
+                )
+            if errors:
+                rest = iter(opened)
+                opened = [errors[id] if id in errors else next(rest) for id in ids]
         except CellarError as error:
             self._fail(message.frame_id, error)
             return
         self._engines[engine.number] = engine
         good: list[Opened | None] = [each if isinstance(each, Opened) else None for each in opened]
-        ids = message.ids or [each.id if each else "" for each in good]
+        ids = list(message.ids) or [shown(each.id) if each else "" for each in good]
         reply = OpenedSessions(
             frame_id=message.frame_id,
             ids=ids,

@@ -19,7 +19,8 @@ MAX_STOPS, MAX_STOP_BYTES = 8, 64
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """How one generation is drawn. temperature 0: greedy; top_k 0, top_p 0 or 1: no cut; max_steps: emissions."""
+    """How one generation is drawn. temperature 0: greedy; top_k 0, top_p 0 or 1: no cut; max_steps: emissions;
+    is_seeded: the caller named the seed."""
 
     temperature: float
     top_k: int
@@ -27,6 +28,18 @@ class Options:
     seed: int
     max_steps: int
     stop: tuple[bytes, ...] = ()
+    is_seeded: bool = True
+
+    def to_proto(self) -> sampling_pb2.Sampling:
+        """The same as a message."""
+        return sampling_pb2.Sampling(
+            temperature=self.temperature,
+            top_k=self.top_k,
+            top_p=self.top_p,
+            seed=self.seed,
+            max_steps=self.max_steps,
+            stop=[stop.decode() for stop in self.stop],
+        )
 
     @staticmethod
     def from_proto(
@@ -57,6 +70,7 @@ class Options:
             sampling.seed if sampling.HasField("seed") else mint_seed(),
             sampling.max_steps or min(generation.default_max_steps, limit),
             tuple(stop.encode() for stop in sampling.stop),
+            sampling.HasField("seed"),
         )
 
 

@@ -39,12 +39,23 @@ class Counts:
     chunks_failed: int = 0
     sessions_opened: int = 0
     sessions_expired: int = 0
+    sessions_spilled: int = 0
+    sessions_taken_up: int = 0
+    sessions_handed_over: int = 0
+    sessions_ended: dict[int, int] = field(default_factory=dict)  # by Reason
+    stored_sessions: int = 0
+    store_failures: int = 0
     # seconds that rows waited for their first run, and that runs took, each counted once for each of its rows
     queue_rows: int = 0
     queue_s: float = 0.0
     compute_s: float = 0.0
     runs_by_rows: dict[int, int] = field(default_factory=dict)
     seconds_by_rows: dict[int, float] = field(default_factory=dict)
+
+    def end(self, reason: Reason) -> None:
+        """A session ended."""
+        self.sessions_ended[reason] = self.sessions_ended.get(reason, 0) + 1
+        self.sessions_expired += reason == Reason.SESSION_EXPIRED
 
 
 @dataclass(slots=True)
@@ -64,6 +75,7 @@ class Core:
     replies: list[Reply] = field(default_factory=list)
     is_draining: bool = False
     durability: Any = None  # the Durability of these sessions
+    make_room: Callable[[], bool] = lambda: False  # where the table is full: whether it is so no more
 
     @property
     def output_shape(self) -> tuple[int, ...]:
@@ -107,7 +119,7 @@ class Core:
         for limit in (max_idle_s, max_age_s):
             if not 0 <= limit < 1e9:
                 raise CellarError(Reason.INVALID_REQUEST, "a session's limits are seconds, 0 or more")
-        if not self.table.has_room:
+        if not self.table.has_room and not self.make_room():
             raise CellarError(
                 Reason.OVERLOADED,
                 f"the model has its limit of {self.table.capacity} sessions",

@@ -15,6 +15,8 @@ from cellar_server.errors import CellarError
 
 _HEX = re.compile(r"[0-9a-f]{32}")
 _SLOT_BITS = 40
+# Between the caller that a session belongs to and the id that this caller knows it by; no id holds it.
+SCOPE_END = "\x1f"
 # How many closed sessions are remembered with the reason of their end.
 MAX_ENDED = 10_000
 # A handle has eight bits for the engine's number.
@@ -30,6 +32,16 @@ def id_of(key: str | int) -> str:
     return key if isinstance(key, str) else f"{key:032x}"
 
 
+def scoped(scope: str, id: str) -> str:
+    """A caller's id in that caller's scope."""
+    return scope + id.replace(SCOPE_END, "\0")  # which `check_id` refuses, and nobody has
+
+
+def shown(id: str) -> str:
+    """An id as its caller knows it: without the scope in front of it."""
+    return id.rpartition(SCOPE_END)[2]
+
+
 def mint() -> str:
     """128 random bits as 32 hexadecimal digits."""
     return secrets.token_hex(16)
@@ -37,6 +49,7 @@ def mint() -> str:
 
 def check_id(id: str) -> None:
     """CellarError INVALID_REQUEST unless `id` is 1 to 128 printable ASCII characters."""
+    id = shown(id)
     if not (1 <= len(id) <= 128 and id.isascii() and id.isprintable()):
         raise CellarError(Reason.INVALID_REQUEST, "a session id is 1 to 128 printable ASCII characters")
 
@@ -81,7 +94,7 @@ class Directory:
         """Slot of a session of this engine; CellarError SESSION_NOT_FOUND, SESSION_EXPIRED, SESSION_CLOSED."""
         place = self._place(id)
         if place >> _SLOT_BITS != engine:
-            raise CellarError(Reason.SESSION_NOT_FOUND, f"session {id!r} is a session of another model")
+            raise CellarError(Reason.SESSION_NOT_FOUND, f"session {shown(id)!r} is a session of another model")
         return place & ((1 << _SLOT_BITS) - 1)
 
     def engine_of(self, id: str) -> Any:
@@ -98,8 +111,8 @@ class Directory:
             ended = self._ended.get(key)
             if ended is not None:
                 error = ended[0]
-                raise CellarError(error.reason, error.message)
-            raise CellarError(Reason.SESSION_NOT_FOUND, f"there is no session {id!r}")
+                raise CellarError(error.reason, error.message, retry_after_ms=error.retry_after_ms)
+            raise CellarError(Reason.SESSION_NOT_FOUND, f"there is no session {shown(id)!r}")
         return place
 
     def release(self, key: str | int, error: CellarError, receipt: Any = None) -> None:
@@ -120,18 +133,27 @@ class Directory:
         receipt = self.receipt_of(id)
         return None if receipt is None else self._engines[receipt[0]]
 
-    def ids(self, after: str, limit: int, model: str | None = None) -> list[tuple[str, Any]]:
-        """Up to `limit` open sessions with their engines, in the order of their ids, from behind `after`."""
+    def ids(self, after: str, limit: int, model: str | None = None, scope: str = "") -> list[tuple[str, Any]]:
+        """Up to `limit` open sessions of a scope with their engines, in the order of their ids, from behind `after`."""
         engines = self._engines
         found = (
-            (id, place)
+            (shown(id), place)
             for key, place in list(self._places.items())
-            if (id := id_of(key)) > after and (model is None or engines[place >> _SLOT_BITS].name == model)
+            if _is_in(scope, id := id_of(key))
+            and shown(id) > after
+            and (model is None or engines[place >> _SLOT_BITS].name == model)
         )
         return [(id, engines[place >> _SLOT_BITS]) for id, place in heapq.nsmallest(limit, found)]
 
-    def count(self, model: str | None = None) -> int:
-        """Open sessions, of one model or of all."""
-        if model is None:
+    def count(self, model: str | None = None, scope: str = "") -> int:
+        """Open sessions of a scope, of one model or of all."""
+        if model is None and not scope:
             return len(self._places)
-        return sum(self._engines[place >> _SLOT_BITS].name == model for place in list(self._places.values()))
+        return sum(
+            _is_in(scope, id_of(key)) and (model is None or self._engines[place >> _SLOT_BITS].name == model)
+            for key, place in list(self._places.items())
+        )
+
+
+def _is_in(scope: str, id: str) -> bool:
+    return id.startswith(scope) if scope else SCOPE_END not in id

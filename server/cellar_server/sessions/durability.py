@@ -1,29 +1,29 @@
-"""What of the sessions is in the store, and when more gets there."""
+"""What of the sessions is in the store, when more gets there, and what may be answered before it does."""
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from enum import Enum
 
 import numpy as np
 from cellar_proto.v1.reason_pb2 import Reason
-from cellar_proto.v1.state_pb2 import SessionState
-from google.protobuf.message import DecodeError
 
 from cellar_server.errors import CellarError
 from cellar_server.sessions.core import Core
-from cellar_server.sessions.directory import id_of, key_of
+from cellar_server.sessions.directory import id_of, shown
 from cellar_server.sessions.messages import AnswerReply
 from cellar_server.sessions.states import States
 from cellar_server.sessions.table import slot_of
-from cellar_server.store.base import Entry, Store, StoreError
+from cellar_server.store.base import End, Entry, Store, StoreError
 
 log = logging.getLogger("cellar_server.durability")
 
-# Seconds between two tries of a store that failed, and what a refused caller is told to wait.
-RETRY_S = 0.1
+# Seconds until a store that failed is tried again, and to what that doubles; callers are told to wait the first.
+RETRY_S, MAX_RETRY_S = 0.1, 2.0
+# Seconds for which an end is remembered at least, and a session beyond its limits: to tell what became of it.
+TELL_S = 3600.0
 
 
 class Level(Enum):
@@ -35,7 +35,8 @@ class Level(Enum):
 
 
 class Durability:
-    """Writes sessions that changed, grouped: row, tail, position and stored answers of each in one transaction."""
+    """Writes sessions that changed, grouped: row, tail, position and stored answers of each in one transaction. Ends
+    are written at once, whatever the level: what was closed stays closed."""
 
     def __init__(
         self,
@@ -48,150 +49,213 @@ class Durability:
         wall: Callable[[], float] = time.time,
     ) -> None:
         self.core = core
-        self._states = states
-        self._store = None if level is Level.NONE else store
+        self.states = states
+        self.store = None if level is Level.NONE else store
+        self.wall = wall
         self._level = level
         self._interval_s = interval_s
-        self._wall = wall
         self._changed: set[int] = set()
-        self._gone: set[str] = set()
+        self._ends: dict[str, End] = {}
         self._next_s = 0.0
-        self._is_failing = False
+        self._retry_s = 0.0  # 0: the last write went well
+        self._term = self.store.term if self.store is not None else 0
+        # sessions that another server has claimed: answered with LEASE_LOST until they are ended here
+        self.lost: set[int] = set()
 
     @property
     def is_on(self) -> bool:
-        return self._store is not None
+        return self.store is not None
+
+    @property
+    def is_behind(self) -> bool:
+        """Sessions are stored some time after they changed."""
+        return self._level is Level.INTERVAL
+
+    @property
+    def is_failing(self) -> bool:
+        """The store has failed, and it is not yet time to try it again."""
+        return self._retry_s > 0 and self.core.clock() < self._next_s
 
     @property
     def wake_at(self) -> float:
         """When something is to be written, on the engine's clock; inf for nothing."""
-        return self._next_s if self._changed or self._gone else float("inf")
+        return self._next_s if self._changed or self._ends else float("inf")
+
+    def check_held(self) -> None:
+        """CellarError LEASE_LOST where another server may have the sessions of this one."""
+        if self.store is not None and not self.store.is_held:
+            raise _not_held()
 
     def change(self, slots: np.ndarray) -> None:
         """Sessions [n] are not in the store as they stand."""
-        if self._store is not None:
+        if self.store is not None:
             self._changed.update(slots.tolist())
 
-    def forget(self, slot: int) -> None:
-        """A session ends."""
-        if self._store is not None:
-            self._changed.discard(slot)
-            self._gone.add(id_of(self.core.table.key[slot]))
+    def drop(self, slot: int) -> None:
+        """A session goes from here, and stays in the store as it was written last."""
+        self._changed.discard(slot)
+        self.lost.discard(slot)
+
+    def end(self, slot: int, error: CellarError, token: bytes = b"", receipt: bytes = b"") -> None:
+        """A session is over: it goes from the store, which remembers why. token, receipt: as in End."""
+        self.drop(slot)
+        if self.store is not None:
+            id = id_of(self.core.table.key[slot])
+            self.end_stored(id, self.store.fence_of(id), error, token, receipt, float(self.core.table.max_idle[slot]))
+
+    def end_stored(
+        self, id: str, fence: int, error: CellarError, token: bytes = b"", receipt: bytes = b"", idle_s: float = 0.0
+    ) -> None:
+        """The same for a claimed session that is in the store alone."""
+        said = CellarError(error.reason, error.message).to_proto().SerializeToString()
+        self._ends[id] = End(id, said, token, receipt, self.wall(), max(TELL_S, idle_s), fence)
+
+    # -- once a cycle --------------------------------------------------------------------------------------------
 
     def persist(self, *, is_last: bool = False) -> None:
         """Writes what is due, and says in the replies that wait what is durable. Under `step` an answer that is not in
         the store becomes an error that may be sent again: the chunk was taken in, and a repetition gets its answer."""
-        if self._store is None:
+        if self.store is None:
             return
         now = self.core.clock()
-        if self._changed or self._gone:
-            is_due = self._level is Level.STEP and not self._is_failing
-            if is_due or is_last or now >= self._next_s:
-                self._flush(now)
+        if self.store.term != self._term:
+            self._check()
+        is_due = is_last or now >= self._next_s or (self._level is Level.STEP and not self._retry_s)
+        if self._changed or self._ends:
+            if is_due:
+                self.flush(self._changed)
+            elif self._ends and not self._retry_s:
+                self.flush(())
         self._stamp()
 
-    def _flush(self, now: float) -> None:
-        assert self._store is not None
-        table, manifest = self.core.table, self.core.model.manifest
-        slots = sorted(self._changed)
-        written_s = self._wall()
-        entries = [
-            Entry(
-                id_of(table.key[slot]),
-                manifest.name,
-                manifest.version,
-                table.tokens.get(slot, b""),
-                self._states.write(slot, is_described=False).SerializeToString(),
-                written_s,
-            )
-            for slot in slots
-        ]
-        names = {entry.id for entry in entries}
+    def flush(self, slots: Iterable[int]) -> bool:
+        """Writes sessions, and all ends, now; whether that went well."""
+        assert self.store is not None
+        table, now = self.core.table, self.core.clock()
+        chosen = sorted(slots)
+        entries = {slot: self._entry(slot) for slot in chosen}
+        if self.store.is_shared:
+            self._lose(slot for slot, entry in entries.items() if not entry.fence)
+            entries = {slot: entry for slot, entry in entries.items() if entry.fence}
+        ids = {entry.id for entry in entries.values()}
+        ends = [end for id, end in self._ends.items() if id not in ids]
         try:
-            self._store.write(entries, [id for id in self._gone if id not in names])
+            refused = self.store.write(list(entries.values()), ends) if entries or ends else []
         except StoreError as error:
-            if not self._is_failing:
-                log.error("sessions of %s cannot be stored: %s", manifest.name, error)
-            self._is_failing = True
-            self._next_s = now + RETRY_S
-            return
-        if self._is_failing:
-            log.info("sessions of %s are stored again", manifest.name)
-        self._is_failing = False
-        self._next_s = now + self._interval_s
-        table.durable[slots] = table.position[slots]
-        self._changed.clear()
-        self._gone.clear()
+            if not self._retry_s:
+                log.error("sessions of %s cannot be stored: %s", self.core.model.manifest.name, error)
+            self.core.counts.store_failures += 1
+            self._retry_s = min(2 * self._retry_s, MAX_RETRY_S) or RETRY_S
+            self._next_s = now + self._retry_s
+            return False
+        if self._retry_s:
+            log.info("sessions of %s are stored again", self.core.model.manifest.name)
+        self.core.counts.stored_sessions += len(entries) + len(ends)
+        self._retry_s = 0.0
+        if chosen:
+            self._next_s = now + self._interval_s
+        self._lose(slot for slot, entry in entries.items() if entry.id in refused)
+        written = [slot for slot in entries if slot not in self.lost]
+        table.durable[written] = table.position[written]
+        self._changed.difference_update(chosen)
+        self._ends.clear()
+        return True
+
+    def _entry(self, slot: int) -> Entry:
+        table, manifest, now = self.core.table, self.core.model.manifest, self.core.clock()
+        assert self.store is not None
+        id = id_of(table.key[slot])
+        left_s = float(table.max_idle[slot]) - (now - float(table.last_use[slot]))
+        if table.max_age[slot]:
+            left_s = min(left_s, float(table.max_age[slot]) - (now - float(table.opened[slot])))
+        return Entry(
+            id,
+            manifest.name,
+            manifest.version,
+            table.tokens.get(slot, b""),
+            self.states.write(slot, is_described=False).SerializeToString(),
+            self.wall(),
+            max(0.0, left_s) + TELL_S,
+            self.store.fence_of(id),
+        )
+
+    def _check(self) -> None:
+        """The lease was lost for a time: what others claimed meanwhile is lost, what is not stored is written again."""
+        assert self.store is not None
+        table = self.core.table
+        slots = np.flatnonzero(table.is_open[: table.num_touched]).tolist()
+        slot_by_id = {id_of(table.key[slot]): slot for slot in slots}
+        term = self.store.term
+        try:
+            lost, missing = self.store.check(list(slot_by_id))
+        except StoreError:
+            self._lose(())
+            return  # the next cycle tries again; until then nothing is answered
+        self._term = term
+        self._lose(slot_by_id[id] for id in lost)
+        gone = [slot_by_id[id] for id in missing]
+        table.durable[gone] = 0
+        self._changed.update(gone)
+        log.warning(
+            "model %s: the lease had run out; of %d sessions %d are with another server now, %d were not in the store",
+            self.core.model.manifest.name,
+            len(slots),
+            len(lost),
+            len(gone),
+        )
+
+    def _lose(self, slots: Iterable[int]) -> None:
+        self.lost.update(slots)
 
     def _stamp(self) -> None:
+        assert self.store is not None
         table = self.core.table
+        is_held = self.store.is_held and self.store.term == self._term
         for reply in self.core.replies:
             if not isinstance(reply, AnswerReply):
                 continue
             slots = [slot_of(handle) for handle in reply.handles]
             reply.durable = table.durable[slots].tolist()
-            if self._level is Level.STEP and not self._changed.isdisjoint(slots):
-                failed = {row for row, _ in reply.errors}
-                late = [row for row, slot in enumerate(slots) if slot in self._changed and row not in failed]
-                self._withhold(reply, late)
-
-    def _withhold(self, reply: AnswerReply, rows: list[int]) -> None:
-        """Answers of rows that are not in the store become errors."""
-        if not rows:
-            return
-        error = CellarError(
-            Reason.STORE_FAILED,
-            "the chunk was taken in and is not stored yet: send it again for its answer",
-            retry_after_ms=int(1000 * RETRY_S),
-        )
-        ends = np.cumsum(reply.lengths)
-        keep = [i for i in range(len(reply.lengths)) if i not in set(rows)]
-        pieces = [reply.outputs[ends[i] - reply.lengths[i] : ends[i]] for i in keep]
-        reply.outputs = np.concatenate(pieces) if pieces else reply.outputs[:0]
-        reply.lengths = [0 if i in set(rows) else n for i, n in enumerate(reply.lengths)]
-        reply.errors = sorted([*reply.errors, *((row, error) for row in rows)], key=lambda pair: pair[0])
-
-    def restore(self) -> int:
-        """Takes up the sessions that the store holds of this model; how many. StoreError where it cannot be read.
-
-        What expired meanwhile is ended as expired; what does not fit the model any more is left where it is.
-        """
-        if self._store is None:
-            return 0
-        core, manifest, count = self.core, self.core.model.manifest, 0
-        for entry in list(self._store.read(manifest.name, manifest.version)):
-            passed_s = max(0.0, self._wall() - entry.written_s)
-            try:
-                state = SessionState.FromString(entry.state)
-                self._states.check(state)
-            except (CellarError, DecodeError) as error:
-                log.error("stored session %s of %s is not taken up: %s", entry.id, manifest.name, error)
-                continue
-            state.idle_s += passed_s
-            state.age_s += passed_s
-            if state.idle_s >= state.max_idle_s or (state.max_age_s and state.age_s >= state.max_age_s):
-                what = (
-                    f"session {entry.id!r} has expired: it was idle for {state.idle_s:.1f} s while the server was away"
-                )
-                core.directory.release(key_of(entry.id), CellarError(Reason.SESSION_EXPIRED, what))
-                self._gone.add(entry.id)
-                continue
-            try:
-                slot = core.open_slot(key_of(entry.id), state.max_idle_s, state.max_age_s)
-            except CellarError as error:
-                log.error("stored session %s of %s is not taken up: %s", entry.id, manifest.name, error)
-                continue
-            core.counts.sessions_opened -= 1
-            self._states.read(state, slot)
-            if entry.token:
-                core.table.tokens[slot] = entry.token
-            core.table.durable[slot] = state.position
-            count += 1
-        return count
+            failed = {row for row, _ in reply.errors}
+            if not is_held or not self.lost.isdisjoint(slots):
+                late = [i for i, slot in enumerate(slots) if i not in failed and (not is_held or slot in self.lost)]
+                _withhold(reply, late, _not_held())
+            elif self._level is Level.STEP and not self._changed.isdisjoint(slots):
+                late = [i for i, slot in enumerate(slots) if i not in failed and slot in self._changed]
+                _withhold(reply, late, _not_stored())
 
     def close(self) -> None:
-        """Writes what is left and ends the connection."""
-        if self._store is not None:
+        """Writes what is left."""
+        if self.store is not None:
             self.persist(is_last=True)
-            self._store.close()
-            self._store = None
+
+
+def lost(id: str) -> CellarError:
+    """What a session that another server claimed answers."""
+    return CellarError(Reason.LEASE_LOST, f"session {shown(id)!r} is with another server now", retry_after_ms=50)
+
+
+def _not_held() -> CellarError:
+    return CellarError(
+        Reason.LEASE_LOST, "this server cannot know that it still holds the session", retry_after_ms=int(1000 * RETRY_S)
+    )
+
+
+def _not_stored() -> CellarError:
+    return CellarError(
+        Reason.STORE_FAILED,
+        "the chunk was taken in and is not stored yet: send it again for its answer",
+        retry_after_ms=int(1000 * RETRY_S),
+    )
+
+
+def _withhold(reply: AnswerReply, rows: list[int], error: CellarError) -> None:
+    """Answers of rows become errors."""
+    if not rows:
+        return
+    away = set(rows)
+    ends = np.cumsum(reply.lengths)
+    pieces = [reply.outputs[ends[i] - n : ends[i]] for i, n in enumerate(reply.lengths) if i not in away]
+    reply.outputs = np.concatenate(pieces) if pieces else reply.outputs[:0]
+    reply.lengths = [0 if i in away else n for i, n in enumerate(reply.lengths)]
+    reply.errors = sorted([*reply.errors, *((row, error) for row in rows)], key=lambda pair: pair[0])

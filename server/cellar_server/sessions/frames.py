@@ -10,6 +10,8 @@ from cellar_server.scheduler.work import Kind
 from cellar_server.sessions.columns import Chunks, Columns
 from cellar_server.sessions.content import Content
 from cellar_server.sessions.core import Core
+from cellar_server.sessions.directory import id_of
+from cellar_server.sessions.durability import lost
 from cellar_server.sessions.messages import UNARY_STREAM, FrameReply, FrameRequest
 from cellar_server.sessions.outbox import Outbox
 from cellar_server.sessions.table import span
@@ -21,6 +23,7 @@ class Frames:
     def __init__(self, core: Core) -> None:
         self.core = core
         self.content = Content(core.model)
+        self.departing: set[int] = set()  # sessions that take nothing more in: another server asks for them
         self._requests: dict[int, FrameRequest] = {}  # frames with rows in work, by number
         self._number = 0
         self._outbox = Outbox(core, self._requests)
@@ -96,6 +99,7 @@ class Frames:
         """False, and a reply, where the engine drains or its queue is full."""
         try:
             self.core.check_open()
+            self.core.durability.check_held()
             self.core.check_room(0, len(chunks.data))
         except CellarError as error:
             self._refuse_frame(chunks, error)
@@ -117,6 +121,9 @@ class Frames:
             for i in np.flatnonzero(~valid).tolist():
                 errors[i] = table.why_void(int(columns.handle[i]))
         errors |= {i: error for i, error in columns.errors.items() if i not in errors}
+        if self.departing:
+            for i in [i for i, each in enumerate(slot.tolist()) if each in self.departing]:
+                errors.setdefault(i, lost(id_of(table.key[slot[i]])))
         odd = start != table.accepted[slot]
         if self.content.is_text:
             odd |= length == 0

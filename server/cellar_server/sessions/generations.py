@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
-from cellar_proto.v1.manifest_pb2 import Mode
+from cellar_proto.v1.manifest_pb2 import Manifest, Mode
 from cellar_proto.v1.reason_pb2 import Reason
 from cellar_proto.v1.sampling_pb2 import FinishReason
+from cellar_proto.v1.state_pb2 import GenerationState, SessionState
 
 from cellar_server.errors import CellarError
-from cellar_server.sampling.sampler import sample
+from cellar_server.sampling.sampler import Options, sample
 from cellar_server.scheduler.work import Kind
 from cellar_server.sessions.content import NAMES
 from cellar_server.sessions.core import Core
@@ -25,7 +26,11 @@ MAX_STOP_BYTES = 64
 @dataclass(slots=True)
 class _Generation:
     """One generation. `work` is its row of work while it runs or waits for its reader, `slot` its session's, else -1;
-    `ids` and `log_probabilities` are all its emissions, at most the manifest's limit."""
+    `ids` and `log_probabilities` are all its emissions, at most the manifest's limit.
+
+    What a generation emits follows from its condition, options and seed. So one that was stored earlier than its caller
+    knows it goes on from there, and gives the caller what comes after `asked`.
+    """
 
     request: GenerateRequest
     values: dict[str, str]
@@ -37,6 +42,9 @@ class _Generation:
     ending: bytes = b""
     finish: FinishReason = FinishReason.FINISH_REASON_UNSPECIFIED
     is_parked: bool = False
+    is_fork: bool = False  # it has emitted nothing since it was copied: its options may still change
+    was_stored: bool = False  # it was taken up from a store, where it may stand earlier than its caller
+    asked: int = 0  # emissions up to here the asker holds already: they are made again without a word
 
 
 class Generations:
@@ -73,6 +81,7 @@ class Generations:
             generation = _Generation(request, values, slot=slot)
             if slot >= 0:
                 self._kept[slot] = generation
+                self.core.durability.change(np.array([slot]))
             self._attach(generation, request)
             begun.append(generation)
             conditions.append(condition)
@@ -99,16 +108,19 @@ class Generations:
                 directory.engine_of(request.session_id)  # raises with the reason
             return None
         slot = directory.slot_of(request.session_id, core.number)
+        core.durability.check_held()
         kept = self._kept[slot]
-        if (request.text, request.condition) != (kept.request.text, kept.request.condition) or not _same_options(
-            request, kept.request
+        is_free = kept.is_fork and request.position == len(kept.ids)
+        if (request.text, request.condition) != (kept.request.text, kept.request.condition) or not (
+            is_free or _same_options(request.options, kept.request.options)
         ):
             raise CellarError(
                 Reason.POSITION_CONFLICT,
                 "the session was begun with another condition or other options",
                 expected_position=len(kept.ids),
             )
-        if request.position > len(kept.ids):
+        may_lag = kept.was_stored and not kept.finish and request.position <= request.options.max_steps
+        if request.position > len(kept.ids) and not may_lag:
             raise CellarError(
                 Reason.POSITION_GAP,
                 f"position {request.position} is beyond the {len(kept.ids)} emissions made",
@@ -189,7 +201,10 @@ class Generations:
             )
         if not kept.finish:
             core.check_room(1, 0)
-        replayed = len(kept.ids) - request.position
+        if not (kept.is_fork or request.options.is_seeded):
+            request.options = replace(request.options, seed=kept.request.options.seed)
+        kept.asked, kept.is_fork = request.position, False
+        replayed = max(0, len(kept.ids) - request.position)
         kept.request = request
         core.table.last_use[kept.slot] = now
         if replayed or kept.finish:
@@ -243,7 +258,7 @@ class Generations:
         else:
             generation.ids.append(token)
             generation.log_probabilities.append(log_probability)
-            generation.credits -= 1
+            generation.credits -= position >= generation.asked
             if options.stop:
                 piece = self._text(generation, position)
                 generation.ending = (generation.ending + piece)[-MAX_STOP_BYTES - len(piece) :]
@@ -251,7 +266,10 @@ class Generations:
                     generation.finish = FinishReason.FINISH_STOP
             if not generation.finish and len(generation.ids) >= options.max_steps:
                 generation.finish = FinishReason.FINISH_MAX_STEPS
-        self.core.replies.append(self._reply(generation, position, finish=generation.finish))
+        if position >= generation.asked or generation.finish:
+            self.core.replies.append(self._reply(generation, position, finish=generation.finish))
+        if generation.slot >= 0 and self.core.durability.is_behind:
+            self.core.durability.change(np.array([generation.slot]))
 
     def _text(self, generation: _Generation, position: int) -> bytes:
         vocabulary = self.core.model.vocabulary
@@ -319,7 +337,12 @@ class Generations:
 
     def close(self, slot: int, error: CellarError, now: float) -> None:
         """Ends a kept generation with its session."""
-        generation = self._kept.pop(slot, None)
+        self.rest(slot, error, now)
+        self._kept.pop(slot, None)
+
+    def rest(self, slot: int, error: CellarError, now: float) -> None:
+        """Ends the call that a kept generation answers; the generation stays as it is."""
+        generation = self._kept.get(slot)
         if generation is not None and generation.work >= 0:
             self.core.scheduler.remove(np.array([generation.work]))
             self.core.replies.append(self._reply(generation, len(generation.ids), error=error))
@@ -334,10 +357,74 @@ class Generations:
             core.table.position[generation.slot] = core.table.accepted[generation.slot] = len(generation.ids)
             core.table.in_flight[generation.slot] = 0
             core.table.last_use[generation.slot] = now
+            core.durability.change(np.array([generation.slot]))
         self._by_to.pop(id(generation.request.to), None)
         del self._by_work[w]
         generation.work = -1
         core.work.give_back(np.array([w]))
+
+    # -- as one piece --------------------------------------------------------------------------------------------
+
+    def write(self, slot: int) -> GenerationState | None:
+        """A session's generation as it stands; None for a session of chunks. Brings the session's row and position to
+        where it stands."""
+        generation = self._kept.get(slot)
+        if generation is None:
+            return None
+        table, request = self.core.table, generation.request
+        if generation.work >= 0:
+            table.state[slot] = self.core.work.state[generation.work]
+            table.position[slot] = table.accepted[slot] = len(generation.ids)
+        return GenerationState(
+            text=request.text,
+            condition=request.condition,
+            sampling=request.options.to_proto(),
+            ids=generation.ids,
+            log_probabilities=generation.log_probabilities,
+            finish=generation.finish,
+            is_fork=generation.is_fork,
+        )
+
+    def check(self, state: SessionState) -> None:
+        """CellarError STATE_INCOMPATIBLE where a generation could not have been written by this model."""
+        ids, manifest = state.generation.ids, self.core.model.manifest
+        try:
+            self._read(_request(state.generation, manifest))
+        except CellarError as error:
+            raise CellarError(Reason.STATE_INCOMPATIBLE, f"the state's generation: {error.message}") from None
+        if len(ids) != state.position or len(ids) != len(state.generation.log_probabilities):
+            raise CellarError(Reason.STATE_INCOMPATIBLE, "the state's emissions are not as many as its position")
+        vocabulary = self.core.output_shape[-1]
+        if len(ids) > manifest.generation.max_steps or not all(0 <= id < vocabulary for id in ids):
+            raise CellarError(Reason.STATE_INCOMPATIBLE, "the state's emissions are not the model's")
+
+    def read(self, slot: int, state: GenerationState) -> None:
+        """Puts a checked generation into a slot whose row and position are its own."""
+        request = _request(state, self.core.model.manifest)
+        _, values = self._read(request)
+        made = _Generation(
+            request,
+            values,
+            slot=slot,
+            ids=list(state.ids),
+            log_probabilities=list(state.log_probabilities),
+            finish=state.finish,
+            is_fork=state.is_fork,
+            was_stored=True,
+        )
+        made.ending = self._text(made, 0)[-MAX_STOP_BYTES:]
+        self._kept[slot] = made
+
+    def copy(self, source: int, target: int) -> None:
+        """The target's slot gets a copy of the source's generation, where it has one."""
+        state = self.write(source)
+        if state is None:
+            return
+        table = self.core.table
+        table.state[target] = table.state[source]
+        table.position[target] = table.accepted[target] = table.position[source]
+        self.read(target, state)
+        self._kept[target].is_fork, self._kept[target].was_stored = True, False
 
     def _refuse(self, request: GenerateRequest, error: CellarError) -> None:
         self.core.replies.append(
@@ -345,7 +432,18 @@ class Generations:
         )
 
 
-def _same_options(one: GenerateRequest, other: GenerateRequest) -> bool:
-    """Whether two requests draw the same emissions; a seed is compared only where the later one names it."""
-    a, b = one.options, other.options
-    return (a.temperature, a.top_k, a.top_p, a.stop) == (b.temperature, b.top_k, b.top_p, b.stop)
+def _request(state: GenerationState, manifest: Manifest) -> GenerateRequest:
+    """What began a generation; INVALID_SAMPLING."""
+    options = Options.from_proto(state.sampling, manifest.generation, lambda: 0)
+    return GenerateRequest(None, state.text, state.condition, options)
+
+
+def _same_options(later: Options, first: Options) -> bool:
+    """Whether two requests draw the same emissions; the seed counts where the later one names it."""
+    same = (later.temperature, later.top_k, later.top_p, later.stop) == (
+        first.temperature,
+        first.top_k,
+        first.top_p,
+        first.stop,
+    )
+    return same and (not later.is_seeded or later.seed == first.seed)

@@ -1,15 +1,12 @@
-"""One model's sessions: the verbs on them, and the step of the engine that turns requests and runs into replies."""
+"""One model's sessions: the step of the engine that turns requests and runs into replies."""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 from cellar_proto.v1.inference_pb2 import Frame, Priority
 from cellar_proto.v1.reason_pb2 import Reason
-from cellar_proto.v1.state_pb2 import SessionState
 from cellar_proto.v1.tensor_pb2 import Tensor
 
 from cellar_server.config import Config
@@ -19,7 +16,7 @@ from cellar_server.scheduler.scheduler import Scheduler
 from cellar_server.scheduler.work import Work
 from cellar_server.sessions.answers import Answers
 from cellar_server.sessions.core import Core
-from cellar_server.sessions.directory import Directory, check_id, id_of, key_of, mint
+from cellar_server.sessions.directory import Directory, check_id, key_of
 from cellar_server.sessions.durability import Durability, Level
 from cellar_server.sessions.frames import Frames
 from cellar_server.sessions.generations import Generations
@@ -42,35 +39,12 @@ from cellar_server.sessions.predicts import Predicts
 from cellar_server.sessions.runs import Runs
 from cellar_server.sessions.states import States
 from cellar_server.sessions.table import Table
+from cellar_server.sessions.verbs import Verbs, closed
 from cellar_server.store.base import Store
 from cellar_server.zoo import Model
 
-log = logging.getLogger("cellar_server.sessions")
 
-
-@dataclass(frozen=True, slots=True)
-class Opened:
-    """A session on a stream: its handle there (0 without a stream) and how much input it has consumed."""
-
-    id: str
-    handle: int
-    position: int
-
-
-@dataclass(frozen=True, slots=True)
-class SessionInfo:
-    """What a caller sees of a session; times in seconds, max_age_s 0 for none."""
-
-    id: str
-    position: int
-    age_s: float
-    idle_s: float
-    max_idle_s: float
-    max_age_s: float
-    durable_position: int
-
-
-class Sessions:
+class Sessions(Verbs):
     """Everything of one model that lives between requests. Only its engine's thread may call it."""
 
     def __init__(
@@ -87,7 +61,7 @@ class Sessions:
     ) -> None:
         runtime = model.runtime
         work = Work(config.max_queue_rows, runtime.state_size)
-        self.core = Core(
+        core = Core(
             model,
             config,
             directory,
@@ -105,15 +79,14 @@ class Sessions:
             Table(config.max_sessions, runtime.state_size, first_ticket, number),
             Answers(config.max_sessions, config.max_chunks_in_flight, runtime.output_shape, config.answer_bytes),
         )
-        self.frames = Frames(self.core)
-        self.predicts = Predicts(self.core)
-        self.generations = Generations(self.core)
-        self.runs = Runs(self.core, self.frames, self.predicts, self.generations)
-        self._states = States(self.core)
-        level = Level(config.durability)
-        self.is_expiry_due = False  # sooner than was said by `expire`
-        self.durability = Durability(self.core, self._states, store, level, config.store_interval_s)
-        self.core.durability = self.durability
+        frames, generations = Frames(core), Generations(core)
+        states = States(core, generations)
+        durability = Durability(core, states, store, Level(config.durability), config.store_interval_s)
+        core.durability = durability
+        super().__init__(core, frames, generations, states, durability)
+        frames.departing = self.custody.departing
+        self.predicts = Predicts(core)
+        self.runs = Runs(core, frames, self.predicts, generations)
 
     # -- the engine's step ---------------------------------------------------------------------------------------
 
@@ -187,7 +160,7 @@ class Sessions:
             for request, slot in opened:
                 if table.accepted[slot] == 0 and table.head[slot] < 0:
                     # nothing of it was taken in: a sequence that never began
-                    self._end(slot, _closed(request.id), now)
+                    self._end(slot, closed(request.id), now)
             opened.clear()
 
         for request in requests:
@@ -218,15 +191,16 @@ class Sessions:
         """The session of a chunk by id, and whether it was opened for it."""
         core = self.core
         if not request.opens:
-            return core.directory.slot_of(request.id, core.number), False
+            return self._slot(request.id), False
         if not core.can_hold_sessions:
             raise CellarError(Reason.UNSUPPORTED, "this model keeps no sessions")
         core.check_open()
+        self.durability.check_held()
         check_id(request.id)
         if request.position == 0 and core.directory.has(request.id):
             return core.directory.slot_of(request.id, core.number), False
         slot = core.open_slot(key_of(request.id), 0.0, 0.0)
-        self.durability.change(np.array([slot]))
+        self._begin(slot, b"")
         return slot, True
 
     def _call(self, request: Call) -> CallReply:
@@ -267,208 +241,3 @@ class Sessions:
         rows = np.concatenate([scheduler.ready, self.generations.parked()])
         scheduler.remove(rows)
         self.runs.fail(rows, error, self.core.clock())
-
-    def expire(self) -> float:
-        """Closes the sessions over their limits; when to call again, on the engine's clock."""
-        core, table = self.core, self.core.table
-        now = core.clock()
-        self.is_expiry_due = False
-        for slot in table.expired(now).tolist():
-            idle, max_idle = now - float(table.last_use[slot]), float(table.max_idle[slot])
-            age, max_age = now - float(table.opened[slot]), float(table.max_age[slot])
-            if idle >= max_idle:
-                what = f"it was idle for {idle:.1f} s, its limit is {max_idle:g} s"
-            elif max_age and age >= max_age:
-                what = f"it was open for {age:.1f} s, its limit is {max_age:g} s"
-            else:
-                what = f"its stream ended, and nobody took it up within {table.graces[slot]:g} s"
-            id = id_of(table.key[slot])
-            error = CellarError(Reason.SESSION_EXPIRED, f"session {id!r} has expired: {what}")
-            log.info("session %s of %s expired: %s", id, core.model.manifest.name, what)
-            core.counts.sessions_expired += 1
-            self._end(slot, error, now)
-        return max(table.next_expiry(), now + 0.05)
-
-    # -- verbs ---------------------------------------------------------------------------------------------------
-
-    def open(
-        self,
-        ids: list[str],
-        *,
-        count: int = 0,
-        resume: bool = False,
-        stream: int = 0,
-        max_idle_s: float = 0.0,
-        max_age_s: float = 0.0,
-        grace_s: float | None = None,
-        token: bytes = b"",
-    ) -> list[Opened | CellarError]:
-        """Opens sessions, or with `resume` takes up open ones; with a stream each gets a handle there. One entry for
-        each id in order, or for `count` minted ones: a session, or the reason there is none."""
-        core = self.core
-        core.check_open()
-        if not core.can_hold_sessions:
-            raise CellarError(Reason.UNSUPPORTED, "the model keeps no sessions: call Predict or Generate")
-        if ids and count not in (0, len(ids)):
-            raise CellarError(Reason.INVALID_REQUEST, f"{len(ids)} ids, but a count of {count}")
-        if not ids and not count:
-            raise CellarError(Reason.EMPTY_INPUT, "the request opens no session")
-        if max(count, len(ids)) > core.config.max_sessions:
-            raise CellarError(Reason.TOO_LARGE, f"at most {core.config.max_sessions} sessions at a time")
-        opened: list[Opened | CellarError] = []
-        for id in ids or [mint() for _ in range(count)]:
-            try:
-                check_id(id)
-                slot = self._take_up(id) if resume else self._open(id, max_idle_s, max_age_s, token, grace_s)
-            except CellarError as error:
-                opened.append(error)
-                continue
-            handle = core.table.issue(slot, stream) if stream else 0
-            opened.append(Opened(id, handle, int(core.table.position[slot])))
-        return opened
-
-    def _take_up(self, id: str) -> int:
-        core = self.core
-        slot = core.directory.slot_of(id, core.number)
-        core.table.last_use[slot] = core.clock()
-        return slot
-
-    def _open(self, id: str, max_idle_s: float, max_age_s: float, token: bytes, grace_s: float | None) -> int:
-        core = self.core
-        if grace_s is not None and not 0 <= grace_s < 1e9:
-            raise CellarError(Reason.INVALID_REQUEST, "a session's grace is seconds, 0 or more")
-        if token and core.directory.has(id):
-            slot = core.directory.slot_of(id, core.number)
-            if core.table.tokens.get(slot) == token:
-                return slot
-        slot = core.open_slot(key_of(id), max_idle_s, max_age_s)
-        if token:
-            core.table.tokens[slot] = token
-        if grace_s is not None:
-            core.table.graces[slot] = grace_s
-        self.durability.change(np.array([slot]))
-        return slot
-
-    def get(self, id: str) -> SessionInfo:
-        """One session; CellarError SESSION_NOT_FOUND, SESSION_EXPIRED, SESSION_CLOSED."""
-        return self._info(self.core.directory.slot_of(id, self.core.number))
-
-    def _info(self, slot: int) -> SessionInfo:
-        table, now = self.core.table, self.core.clock()
-        return SessionInfo(
-            id_of(table.key[slot]),
-            int(table.position[slot]),
-            now - float(table.opened[slot]),
-            now - float(table.last_use[slot]),
-            float(table.max_idle[slot]),
-            float(table.max_age[slot]),
-            int(table.durable[slot]),
-        )
-
-    def close(self, id: str, token: bytes = b"") -> SessionInfo:
-        """Ends a session; with the token of the close that ended it, says the same again."""
-        core = self.core
-        receipt = core.directory.receipt_of(id)
-        if token and receipt is not None and receipt[1] == token:
-            return receipt[2]
-        slot = core.directory.slot_of(id, core.number)
-        info = self._info(slot)
-        self._end(slot, _closed(id), core.clock(), (core.number, token, info))
-        return info
-
-    def close_handles(self, stream: int, handles: list[int]) -> list[tuple[int, CellarError | None]]:
-        """Ends sessions by their handles on a stream: the final position of each, or why not."""
-        core = self.core
-        results: list[tuple[int, CellarError | None]] = []
-        for handle in handles:
-            slots, valid = core.table.resolve(np.array([handle], np.uint64), stream)
-            if not valid[0]:
-                results.append((0, core.table.why_void(handle)))
-                continue
-            slot = int(slots[0])
-            info = self._info(slot)
-            self._end(slot, _closed(info.id), core.clock(), (core.number, b"", info))
-            results.append((info.position, None))
-        return results
-
-    def _end(self, slot: int, error: CellarError, now: float, receipt: object = None) -> None:
-        """Closes a slot: what waits for it is answered with `error`, its id is free, its handle void."""
-        core, table = self.core, self.core.table
-        head = int(table.head[slot])
-        if head >= 0:
-            rows = np.array([head])
-            core.scheduler.remove(rows)
-            self.frames.fail(rows, error, now)
-        self.generations.close(slot, error, now)
-        self.durability.forget(slot)
-        core.answers.reset(slot)
-        core.directory.release(table.key[slot], error, receipt)
-        table.close(slot, error)
-
-    def export(self, id: str) -> SessionState:
-        """A session as one piece; it stays as it is. UNSUPPORTED for a generation."""
-        slot = self.core.directory.slot_of(id, self.core.number)
-        if not self.core.can_hold_sessions:
-            raise CellarError(Reason.UNSUPPORTED, "a generation cannot be exported")
-        return self._states.write(slot)
-
-    def import_state(self, state: SessionState, id: str = "", *, token: bytes = b"") -> SessionInfo:
-        """A new session from an exported state. STATE_INCOMPATIBLE, SESSION_EXISTS, OVERLOADED."""
-        core = self.core
-        core.check_open()
-        if not core.can_hold_sessions:
-            raise CellarError(Reason.UNSUPPORTED, "this model keeps no sessions")
-        self._states.check(state)
-        id = id or mint()
-        check_id(id)
-        if token and core.directory.has(id):
-            slot = core.directory.slot_of(id, core.number)
-            if core.table.tokens.get(slot) == token:
-                return self._info(slot)
-        slot = core.open_slot(key_of(id), state.max_idle_s, state.max_age_s)
-        if token:
-            core.table.tokens[slot] = token
-        self._states.read(state, slot)
-        core.table.last_use[slot] = core.clock()  # it is used: now
-        self.durability.change(np.array([slot]))
-        return self._info(slot)
-
-    def close_all(self, error: CellarError) -> int:
-        """Ends every session with one reason: the model is unloaded. How many there were."""
-        table, now = self.core.table, self.core.clock()
-        slots = np.flatnonzero(table.is_open[: table.num_touched]).tolist()
-        for slot in slots:
-            self._end(slot, error, now)
-        return len(slots)
-
-    def fork(
-        self, id: str, new_id: str = "", *, max_idle_s: float = 0.0, max_age_s: float = 0.0, token: bytes = b""
-    ) -> SessionInfo:
-        """Copies a session as it stands after its last committed chunk: row, tail, position and stored answers."""
-        core, table = self.core, self.core.table
-        core.check_open()
-        source = core.directory.slot_of(id, core.number)
-        if not core.can_hold_sessions:
-            raise CellarError(Reason.UNSUPPORTED, "a generation cannot be forked")
-        new_id = new_id or mint()
-        check_id(new_id)
-        if token and core.directory.has(new_id):
-            slot = core.directory.slot_of(new_id, core.number)
-            if table.tokens.get(slot) == token:
-                return self._info(slot)
-        slot = core.open_slot(
-            key_of(new_id), max_idle_s or float(table.max_idle[source]), max_age_s or float(table.max_age[source])
-        )
-        table.state[slot] = table.state[source]
-        table.position[slot] = table.accepted[slot] = table.position[source]
-        if source in table.held:
-            table.held[slot] = table.held[source]
-        if token:
-            table.tokens[slot] = token
-        core.answers.copy(source, slot)
-        self.durability.change(np.array([slot]))
-        return self._info(slot)
-
-
-def _closed(id: str) -> CellarError:
-    return CellarError(Reason.SESSION_CLOSED, f"session {id!r} was closed")

@@ -11,6 +11,7 @@ from cellar_proto.v1.state_pb2 import SessionState
 
 from cellar_server.errors import CellarError
 from cellar_server.sessions.core import Core
+from cellar_server.sessions.generations import Generations
 
 FORMAT = 1
 
@@ -24,14 +25,16 @@ def model_sha256(manifest: Manifest) -> bytes:
 class States:
     """Writes slots as SessionState messages and reads them back: row, tail, position and stored answers together."""
 
-    def __init__(self, core: Core) -> None:
+    def __init__(self, core: Core, generations: Generations) -> None:
         self.core = core
+        self.generations = generations
         self._sha256 = model_sha256(core.model.manifest)
 
     def write(self, slot: int, *, is_described: bool = True) -> SessionState:
         """A slot's session as it stands after its last committed chunk; is_described: with the names of the parts."""
         core, table, manifest = self.core, self.core.table, self.core.model.manifest
         now = core.clock()
+        generation = self.generations.write(slot)
         state = SessionState(
             format=FORMAT,
             model=manifest.name,
@@ -45,6 +48,8 @@ class States:
             max_age_s=float(table.max_age[slot]),
             age_s=now - float(table.opened[slot]),
             idle_s=now - float(table.last_use[slot]),
+            generation=generation,
+            disconnect_grace_s=table.graces.get(slot),
         )
         for start, length, digest, y in core.answers.of(slot):
             state.answers.add(
@@ -78,9 +83,15 @@ class States:
             ),
             (len(state.tail) > 1 << 16, "the state's tail is too long"),
             (bool(state.tail) and self.core.model.text is None, "the model keeps no tail"),
+            (
+                state.HasField("generation") == self.core.can_hold_sessions,
+                "a state of a generation, or of none, does not fit the model",
+            ),
         ):
             if is_bad:
                 raise CellarError(Reason.STATE_INCOMPATIBLE, what)
+        if state.HasField("generation"):
+            self.generations.check(state)
         if len(state.row) and not np.isfinite(np.frombuffer(state.row, "<f4")).all():
             raise CellarError(Reason.STATE_INCOMPATIBLE, "the state holds NaN or an infinity")
 
@@ -92,6 +103,10 @@ class States:
         table.position[slot] = table.accepted[slot] = state.position
         table.opened[slot], table.last_use[slot] = now - state.age_s, now - state.idle_s
         table.hold(slot, state.tail)
+        if state.HasField("disconnect_grace_s"):
+            table.graces[slot] = state.disconnect_grace_s
+        if state.HasField("generation"):
+            self.generations.read(slot, state.generation)
         for answer in state.answers:
             y = np.frombuffer(answer.outputs, "<f4").reshape(answer.emissions, *core.output_shape)
             core.answers.store(slot, answer.start, answer.length, answer.digest, y)

@@ -46,7 +46,21 @@ class Requests:
             made = self._signatures[engine] = Signature.of(engine, self.registry.config)
         return made
 
-    async def answers(self, request: Any, given: Parameters, engine: Engine, deadline_s: float) -> AsyncIterator[Any]:
+    def engine_of(self, newest: Engine, given: Parameters, scope: str) -> Engine:
+        """The version that a request which names none means: that of its sequence; for a new one the newest that is not
+        being unloaded. SHUTTING_DOWN."""
+        if given.is_start:
+            return self.registry.find_for_new(newest.name)
+        assert given.sequence is not None
+        for (name, version), engine in sorted(self.registry.engines.items(), reverse=True):
+            id = scope + parameters.session_id(name, version, given.sequence)
+            if name == newest.name and self.registry.directory.has(id):
+                return engine
+        return newest
+
+    async def answers(
+        self, request: Any, given: Parameters, engine: Engine, deadline_s: float, scope: str
+    ) -> AsyncIterator[Any]:
         """The ModelInferResponses of a request: one, or one for each emission of a generation. CellarError."""
         signature = self.signature(engine)
         wanted = [output.name for output in request.outputs]
@@ -65,7 +79,7 @@ class Requests:
         elif given.sequence is None:
             yield _response(request, engine, [await self._predict(value, given, engine, signature, deadline_s)], wanted)
         else:
-            yield await self._step(request, value, given, engine, signature, wanted, deadline_s)
+            yield await self._step(request, value, given, engine, signature, wanted, deadline_s, scope)
 
     # -- whole sequences -----------------------------------------------------------------------------------------
 
@@ -115,6 +129,7 @@ class Requests:
         signature: Signature,
         wanted: Sequence[str],
         deadline_s: float,
+        scope: str,
     ) -> Any:
         assert given.sequence is not None
         if not signature.keeps_sessions:
@@ -123,7 +138,7 @@ class Requests:
             raise CellarError(
                 Reason.SHAPE_MISMATCH, f"a request of a sequence has one row; this one has {value.shape[0]}"
             )
-        id = parameters.session_id(engine.name, engine.version, given.sequence)
+        id = scope + parameters.session_id(engine.name, engine.version, given.sequence)
         data = value.elements[0] if signature.is_text else value.data
         length = len(data) if signature.is_text else value.shape[1] if signature.has_time else 1
         deadline_s = earlier(deadline_s, given.timeout_ms)
@@ -134,7 +149,11 @@ class Requests:
                 kept = schema.ModelInferResponse.FromString(self._ended[again])
                 kept.id = request.id
                 return kept
+            holding = self.registry.holding
             try:
+                errors = await (holding.reserve if given.is_start else holding.take_up)([id])
+                if id in errors:
+                    raise errors[id]
                 answer = await step(
                     engine,
                     lambda to: messages.StepRequest(

@@ -31,9 +31,9 @@ class Host(Protocol):
     @property
     def is_serving(self) -> bool: ...
 
-    async def load_model(self, name: str) -> None: ...
+    async def load_model(self, name: str) -> list[int]: ...
 
-    async def unload_model(self, name: str) -> None: ...
+    async def unload_model(self, name: str, version: int = 0, *, wait_s: float, force_reason: str) -> int: ...
 
 
 class OpenInference:
@@ -134,7 +134,7 @@ class OpenInference:
 
     async def RepositoryModelUnload(self, request: Any, context: grpc.aio.ServicerContext) -> Any:
         try:
-            await self.host.unload_model(request.model_name)
+            await self.host.unload_model(request.model_name, wait_s=0.0, force_reason="a client asked for it")
         except CellarError as error:
             await _abort(context, error)
         return schema.RepositoryModelUnloadResponse()
@@ -145,8 +145,9 @@ class OpenInference:
         left = context.time_remaining()
         deadline_s = 0.0 if left is None else time.monotonic() + left
         try:
-            engine, given = self._read_request(request)
-            return merged([response async for response in self._answers(request, engine, given, deadline_s)])
+            scope = self.registry.callers.scope(context)
+            engine, given = self._read_request(request, scope)
+            return merged([response async for response in self._answers(request, engine, given, deadline_s, scope)])
         except CellarError as error:
             await _abort(context, error)
 
@@ -157,7 +158,7 @@ class OpenInference:
         is_real = REAL_STATUS in {(key, value) for key, value in context.invocation_metadata() or ()}
         out: asyncio.Queue[tuple[Any, CellarError | None]] = asyncio.Queue()
         room = asyncio.Semaphore(self.registry.config.max_frames_in_flight)
-        reader = asyncio.ensure_future(self._read(requests, out, room))
+        reader = asyncio.ensure_future(self._read(requests, out, room, self.registry.callers.scope(context)))
         try:
             while (item := await out.get()) is not None:
                 response, error = item
@@ -171,13 +172,15 @@ class OpenInference:
             reader.cancel()
             await asyncio.gather(reader, return_exceptions=True)
 
-    async def _read(self, requests: AsyncIterator[Any], out: asyncio.Queue[Any], room: asyncio.Semaphore) -> None:
+    async def _read(
+        self, requests: AsyncIterator[Any], out: asyncio.Queue[Any], room: asyncio.Semaphore, scope: str
+    ) -> None:
         """Starts each request as it comes, while there is room; None in `out` when all are answered."""
         tasks: set[asyncio.Task[None]] = set()
         try:
             async for request in requests:
                 await room.acquire()
-                task = asyncio.ensure_future(self._answer(request, out))
+                task = asyncio.ensure_future(self._answer(request, out, scope))
                 tasks.add(task)
                 task.add_done_callback(tasks.discard)
             if tasks:
@@ -187,13 +190,13 @@ class OpenInference:
                 task.cancel()
             out.put_nowait(None)
 
-    async def _answer(self, request: Any, out: asyncio.Queue[Any]) -> None:
+    async def _answer(self, request: Any, out: asyncio.Queue[Any], scope: str) -> None:
         """Puts the answers of one request into `out`, then (None, None): its place is free."""
         try:
-            engine, given = self._read_request(request)
+            engine, given = self._read_request(request, scope)
             wants_empty_final, is_decoupled = given.wants_empty_final, self._requests.signature(engine).is_decoupled
             held = None
-            async for response in self._answers(request, engine, given, 0.0):
+            async for response in self._answers(request, engine, given, 0.0, scope):
                 if not is_decoupled:
                     held = response
                     continue
@@ -226,22 +229,27 @@ class OpenInference:
         finally:
             out.put_nowait((None, None))
 
-    def _read_request(self, request: Any) -> tuple[Engine, Parameters]:
+    def _read_request(self, request: Any, scope: str) -> tuple[Engine, Parameters]:
         """The engine and the parameters of a request. CellarError; one in the parameters counts as a failed request."""
         begun_ns = time.perf_counter_ns()
         engine = self._find(request.model_name, request.model_version)
         try:
-            return engine, Parameters.of(request)
+            given = Parameters.of(request)
+            if given.sequence is not None and not request.model_version:
+                engine = self._requests.engine_of(engine, given, scope)
+            return engine, given
         except CellarError:
             self._tally(engine).fail_one(begun_ns)
             raise
 
-    async def _answers(self, request: Any, engine: Engine, given: Parameters, deadline_s: float) -> AsyncIterator[Any]:
+    async def _answers(
+        self, request: Any, engine: Engine, given: Parameters, deadline_s: float, scope: str
+    ) -> AsyncIterator[Any]:
         """The responses of a request, counted. CellarError, INTERNAL for what nobody foresaw."""
         begun_ns = time.perf_counter_ns()
         tally = self._tally(engine)
         try:
-            async for response in self._requests.answers(request, given, engine, deadline_s):
+            async for response in self._requests.answers(request, given, engine, deadline_s, scope):
                 yield response
         except CellarError:
             tally.fail_one(begun_ns)
