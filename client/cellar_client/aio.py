@@ -3,33 +3,38 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import contextmanager
+from collections import deque
+from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
 from typing import Any
 
 import grpc
 import numpy as np
-from cellar_proto.v1 import inference_pb2_grpc, models_pb2, models_pb2_grpc, sessions_pb2, sessions_pb2_grpc
-from cellar_proto.v1.inference_pb2 import StreamRequest
+from cellar_proto.v1 import inference_pb2_grpc, models_pb2, sessions_pb2
+from cellar_proto.v1.inference_pb2 import OpenedSessions, StreamRequest
 
 from cellar_client.book import SessionBook, checked
-from cellar_client.client import generate_request
 from cellar_client.emissions import Emissions
 from cellar_client.errors import (
     CellarError,
     DeadlineExceeded,
     SessionNotFound,
+    StoreFailed,
     Unavailable,
     from_error,
     from_rpc,
+    typed,
 )
+from cellar_client.frames import FrameAnswer, FrameBook
+from cellar_client.generation import GenerationBook, generate_request
+from cellar_client.links import Link, Links, Tries
 from cellar_client.messages import (
-    CHANNEL_OPTIONS,
     Codec,
     ModelInfo,
     SessionInfo,
-    Story,
     Token,
+    call_metadata,
+    channel_options,
     import_request,
     mint_id,
     mint_token,
@@ -39,22 +44,13 @@ from cellar_client.messages import (
     state_parts,
 )
 from cellar_client.replay import PASSING, Chunk, Patience
-from cellar_client.stream import FrameAnswer, FrameBook
-
-
-@contextmanager
-def _typed() -> Iterator[None]:
-    try:
-        yield
-    except grpc.RpcError as error:
-        raise from_rpc(error) from None
 
 
 class AsyncWire:
     """One Stream call: answers go to the queue of whoever waits for their frame."""
 
-    def __init__(self, stub: inference_pb2_grpc.InferenceStub) -> None:
-        self._call = stub.Stream()
+    def __init__(self, stub: inference_pb2_grpc.InferenceStub, metadata: Sequence[tuple[str, str]] = ()) -> None:
+        self._call = stub.Stream(metadata=metadata)
         self._waiting: dict[int, asyncio.Queue[Any]] = {}
         self._number = 0
         self._writing = asyncio.Lock()
@@ -106,6 +102,9 @@ class AsyncWire:
             raise from_error(message.error)
         return message
 
+    def cancel(self) -> None:
+        self._call.cancel()
+
     async def close(self) -> None:
         self._call.cancel()
         await asyncio.gather(self._reader, return_exceptions=True)
@@ -123,17 +122,23 @@ async def take(inbox: asyncio.Queue[Any], timeout_s: float) -> Any:
 
 
 class AsyncClient:
-    """A Cellar server, for asyncio. See Client for what the verbs take and give."""
+    """A Cellar server, or several that stand for one another, for asyncio. See Client for what is asked and given."""
 
-    def __init__(self, server: str = "127.0.0.1:50051", *, timeout: float = 30.0) -> None:
-        self.server = server
+    def __init__(
+        self,
+        servers: str | Sequence[str] = "127.0.0.1:50051",
+        *,
+        timeout: float = 30.0,
+        token: str = "",
+        keepalive_s: float = 5.0,
+    ) -> None:
         self.timeout = timeout
-        self._channel = grpc.aio.insecure_channel(server, options=CHANNEL_OPTIONS)
-        self._inference = inference_pb2_grpc.InferenceStub(self._channel)
-        self._sessions = sessions_pb2_grpc.SessionsStub(self._channel)
-        self._models = models_pb2_grpc.ModelsStub(self._channel)
+        options = channel_options(keepalive_s)
+        self._links = Links(servers, lambda address: grpc.aio.insecure_channel(address, options=options))
+        self._metadata = call_metadata(token)
         self._codecs: dict[tuple[str, int], Codec] = {}
         self._wire: AsyncWire | None = None
+        self._wire_link: Link | None = None
 
     async def __aenter__(self) -> AsyncClient:
         return self
@@ -145,19 +150,42 @@ class AsyncClient:
         """Ends the client's streams and its connection; sessions stay open until their idle limit."""
         if self._wire is not None:
             await self._wire.close()
-        await self._channel.close()
+        for channel in self._links.channels():
+            await channel.close()
+
+    async def _ask(self, service: str, method: str, request: Any, timeout_s: float | None = None) -> Any:
+        """The answer to a call that may be made twice, of the first server that gives one."""
+        tries, patience = Tries(self._links), Patience(timeout_s or self.timeout)
+        while True:
+            link = self._links.current
+            try:
+                with typed():
+                    call = getattr(getattr(link, service), method)
+                    return await call(request, timeout=patience.left_s, metadata=self._metadata)
+            except CellarError as error:
+                if not tries.may_repeat(error):
+                    raise
+                await asyncio.sleep(patience.pause_s(error))
+                self._links.leave(link, error, patience.num_pauses)
 
     async def models(self) -> list[ModelInfo]:
         """All models of the server, the broken ones with their error."""
-        with _typed():
-            found = await self._models.ListModels(models_pb2.ListModelsRequest(), timeout=self.timeout)
+        found = await self._ask("models", "ListModels", models_pb2.ListModelsRequest())
         return [model_info(model) for model in found.models]
 
     async def model(self, name: str, version: int = 0) -> ModelInfo:
         """One model, with its counters as they stand."""
         request = models_pb2.GetModelRequest(name=name, version=version)
-        with _typed():
-            return model_info(await self._models.GetModel(request, timeout=self.timeout))
+        return model_info(await self._ask("models", "GetModel", request))
+
+    async def load(self, model: str) -> list[int]:
+        """See Client.load."""
+        return list((await self._ask("models", "LoadModel", models_pb2.LoadModelRequest(name=model))).versions)
+
+    async def unload(self, model: str, version: int = 0, *, wait_s: float = 0.0, force_reason: str = "") -> int:
+        """See Client.unload."""
+        request = models_pb2.UnloadModelRequest(name=model, version=version, wait_s=wait_s, force_reason=force_reason)
+        return (await self._ask("models", "UnloadModel", request, self.timeout + wait_s)).sessions_ended
 
     async def _codec(self, name: str, version: int = 0) -> Codec:
         if (name, version) not in self._codecs:
@@ -195,8 +223,7 @@ class AsyncClient:
             request = codec.predict_request(
                 lengths, parts, version=version, timeout_s=seconds, all_emissions=all_emissions, bulk=bulk
             )
-            with _typed():
-                response = await self._inference.Predict(request, timeout=seconds)
+            response = await self._ask("inference", "Predict", request, seconds)
             for i, answer in zip(places, codec.predictions(response, all_emissions), strict=True):
                 answers[i] = answer
         return answers
@@ -220,15 +247,21 @@ class AsyncClient:
         """Emissions as they are made: `async for token in client.generate(...)`."""
         options = sampling(seed=seed, max_steps=max_steps, temperature=temperature, top_k=top_k, top_p=top_p, stop=stop)
         request = generate_request(model, condition, options, session_id, position, version)
-        call = self._inference.Generate(request, timeout=timeout or self.timeout)
-        story = Story(position)
-        try:
-            with _typed():
-                async for response in call:
-                    for token in story.tokens(response):
-                        yield token
-        finally:
-            call.cancel()
+        book = GenerationBook(request, timeout or self.timeout)
+        while not book.finish:
+            link = self._links.current
+            call = link.inference.Generate(book._request, timeout=book._patience.left_s, metadata=self._metadata)
+            try:
+                with typed():
+                    async for response in call:
+                        for token in book._tokens(response):
+                            yield token
+                return
+            except CellarError as error:
+                await asyncio.sleep(book._pause_s(error))
+                self._links.leave(link, error, book._patience.num_pauses)
+            finally:
+                call.cancel()
 
     async def session(
         self,
@@ -250,8 +283,7 @@ class AsyncClient:
             options=sessions_pb2.SessionOptions(max_idle_s=max_idle_s, max_age_s=max_age_s, disconnect_grace_s=grace_s),
             request_token=mint_token(),
         )
-        with _typed():
-            opened = await self._sessions.OpenSession(request, timeout=self.timeout)
+        opened = await self._ask("sessions", "OpenSession", request)
         session = AsyncSession(self, codec, opened.id, opened.position, keep=keep)
         session._options.CopyFrom(request.options)
         return session
@@ -259,8 +291,7 @@ class AsyncClient:
     async def resume(self, session_id: str, *, keep: bool = True) -> AsyncSession:
         """An open session by its id, where it stands."""
         request = sessions_pb2.GetSessionRequest(id=session_id)
-        with _typed():
-            found = await self._sessions.GetSession(request, timeout=self.timeout)
+        found = await self._ask("sessions", "GetSession", request)
         codec = await self._codec(found.model, found.version)
         return AsyncSession(self, codec, found.id, found.position, keep=keep)
 
@@ -270,8 +301,7 @@ class AsyncClient:
         token = ""
         while True:
             request = sessions_pb2.ListSessionsRequest(model=model, page_size=1000, page_token=token)
-            with _typed():
-                page = await self._sessions.ListSessions(request, timeout=self.timeout)
+            page = await self._ask("sessions", "ListSessions", request)
             found += [session_info(session) for session in page.sessions]
             token = page.next_page_token
             if not token:
@@ -280,25 +310,27 @@ class AsyncClient:
     async def close_session(self, session_id: str) -> SessionInfo:
         """Closes a session by its id; how it stood."""
         request = sessions_pb2.CloseSessionRequest(id=session_id, request_token=mint_token())
-        with _typed():
-            return session_info(await self._sessions.CloseSession(request, timeout=self.timeout))
+        return session_info(await self._ask("sessions", "CloseSession", request))
 
     async def import_session(self, blob: bytes, *, id: str = "", keep: bool = True) -> AsyncSession:
         """A new session from what `export` gave, on this server or another. StateIncompatible says what does not fit,
         SessionExists that the id is open."""
         request = import_request(blob, id or mint_id())
-        with _typed():
-            made = await self._sessions.ImportSession(request, timeout=self.timeout)
+        made = await self._ask("sessions", "ImportSession", request)
         return AsyncSession(self, await self._codec(made.model, made.version), made.id, made.position, keep=keep)
 
     async def stream(self, model: str, *, version: int = 0, timeout: float | None = None) -> AsyncFrameStream:
         """A stream of columnar frames for many sessions of one model."""
         codec = await self._codec(model, version)
-        return AsyncFrameStream(AsyncWire(self._inference), codec, timeout or self.timeout)
+        return AsyncFrameStream(self._links, self._metadata, codec, timeout or self.timeout)
 
     def _shared_wire(self) -> AsyncWire:
-        if self._wire is None or self._wire.error is not None:
-            self._wire = AsyncWire(self._inference)
+        """The stream that plain sessions share; a new one where the last has ended, or another server is in use."""
+        link = self._links.current
+        if self._wire is None or self._wire.error is not None or link is not self._wire_link:
+            if self._wire is not None:
+                self._wire.cancel()
+            self._wire, self._wire_link = AsyncWire(link.inference, self._metadata), link
         return self._wire
 
 
@@ -336,11 +368,15 @@ class AsyncSession(SessionBook):
         """The answer to a chunk, however often the server went away meanwhile."""
         patience = Patience(timeout_s)
         while True:
+            link = self._client._links.current
             try:
                 wire = await self._attached(patience.left_s)
                 return self._took(chunk, await self._send(wire, chunk, patience.left_s))
-            except PASSING as error:
+            except CellarError as error:
                 await asyncio.sleep(patience.pause_s(error))
+                self._client._links.leave(link, error, patience.num_pauses)
+                if not isinstance(error, StoreFailed):
+                    self._wire = None  # the handle may be void
 
     async def _send(self, wire: AsyncWire, chunk: Chunk, timeout_s: float) -> Any:
         frame_id = wire.next_id()
@@ -372,22 +408,19 @@ class AsyncSession(SessionBook):
     async def info(self) -> SessionInfo:
         """How the session stands on the server."""
         request = sessions_pb2.GetSessionRequest(id=self.id)
-        with _typed():
-            return session_info(await self._client._sessions.GetSession(request, timeout=self._client.timeout))
+        return session_info(await self._client._ask("sessions", "GetSession", request))
 
     async def fork(self, *, id: str = "", keep: bool = False) -> AsyncSession:
         """A copy as the session stands after its last answered chunk."""
         request = sessions_pb2.ForkSessionRequest(id=self.id, new_id=id or mint_id(), request_token=mint_token())
-        with _typed():
-            forked = await self._client._sessions.ForkSession(request, timeout=self._client.timeout)
+        forked = await self._client._ask("sessions", "ForkSession", request)
         return AsyncSession(self._client, self._codec, forked.id, forked.position, keep=keep)
 
     async def export(self) -> bytes:
         """The session as one piece, as it stands after its last answered chunk: row, tail, position and the answers
         kept for repetitions. `import_session` makes a session of it again."""
         request = sessions_pb2.ExportSessionRequest(id=self.id)
-        with _typed():
-            state = await self._client._sessions.ExportSession(request, timeout=self._client.timeout)
+        state = await self._client._ask("sessions", "ExportSession", request)
         return bytes(state.SerializeToString())
 
     async def state(self) -> dict[str, np.ndarray]:
@@ -403,10 +436,17 @@ class AsyncSession(SessionBook):
 class AsyncFrameStream(FrameBook):
     """Many sessions of one model on a stream of their own. See FrameStream."""
 
-    def __init__(self, wire: AsyncWire, codec: Codec, timeout_s: float) -> None:
+    def __init__(self, links: Links, metadata: Sequence[tuple[str, str]], codec: Codec, timeout_s: float) -> None:
         super().__init__(codec)
-        self._wire = wire
+        self._links = links
+        self._metadata = metadata
         self._timeout_s = timeout_s
+        self._ready: deque[FrameAnswer] = deque()
+        self._connect()
+
+    def _connect(self) -> None:
+        self._link = self._links.current
+        self._wire = AsyncWire(self._link.inference, self._metadata)
         self._inbox: asyncio.Queue[Any] = asyncio.Queue()
 
     async def __aenter__(self) -> AsyncFrameStream:
@@ -417,9 +457,13 @@ class AsyncFrameStream(FrameBook):
 
     async def open(self, sessions: int | Sequence[str], *, resume: bool = False, max_idle_s: float = 0.0) -> list[str]:
         """Opens so many sessions, or sessions of these ids (with `resume`: takes up open ones); their ids."""
-        frame_id = self._wire.next_id()
-        request = self._open_request(frame_id, sessions, resume, max_idle_s)
-        return self._take_opened(await self._wire.ask(frame_id, request, self._timeout_s))
+        request = self._open_request(self._next_id(), sessions, resume, max_idle_s)
+        patience = Patience(self._timeout_s)
+        while True:
+            try:
+                return self._take_opened(await self._wire.ask(request.open.frame_id, request, patience.left_s))
+            except CellarError as error:
+                await self._wait_out(error, patience)
 
     async def send(
         self,
@@ -432,19 +476,76 @@ class AsyncFrameStream(FrameBook):
         ends: bool = False,
     ) -> int:
         """Sends chunks of sessions; the frame's number."""
-        frame_id = self._wire.next_id()
-        request = self._frame_request(frame_id, inputs, lengths, rows, timeout_ms, bulk, ends)
-        await self._wire.send(frame_id, request, self._inbox)
-        return frame_id
+        while self._is_full:
+            await self._make_room()
+        number = self._next_id()
+        request = self._frame_request(number, inputs, lengths, rows, timeout_ms, bulk, ends)
+        if request is not None and self._wire.error is None:
+            with suppress(*PASSING):  # `receive` finds the same, and sends it again
+                await self._wire.send(number, request, self._inbox)
+        return number
+
+    async def _make_room(self) -> None:
+        if self._num_unanswered:
+            self._ready.append(await self._pull(self._timeout_s))
+            return
+        await asyncio.sleep(0.05)
+        for row in self._undurable():
+            request = sessions_pb2.GetSessionRequest(id=self.ids[row])
+            with typed():
+                found = await self._link.sessions.GetSession(request, timeout=self._timeout_s, metadata=self._metadata)
+            self._durable[row] = found.durable_position
+        self._settle()
 
     async def receive(self, timeout_s: float | None = None) -> FrameAnswer:
         """The answer of the next frame that is whole."""
+        return self._ready.popleft() if self._ready else await self._pull(timeout_s or self._timeout_s)
+
+    async def _pull(self, timeout_s: float) -> FrameAnswer:
+        patience = Patience(timeout_s)
         while True:
-            kind, frame_id, message = await take(self._inbox, timeout_s or self._timeout_s)
-            answer = self._take(kind, frame_id, message)
-            if answer is not None:
-                self._wire.forget(frame_id)
-                return answer
+            try:
+                if self._torn:
+                    await self._mend(sorted(self._torn), patience)
+                answer = self._complete()
+                if answer is None:
+                    kind, wire_id, message = await take(self._inbox, patience.left_s)
+                    answer = self._take(kind, wire_id, message)
+                if answer is not None:
+                    self._wire.forget(answer.frame_id)
+                    return answer
+            except CellarError as error:
+                await self._wait_out(error, patience)
+
+    async def _wait_out(self, error: CellarError, patience: Patience) -> None:
+        """Pauses after an error that passes, and goes to another server where that is better."""
+        await asyncio.sleep(patience.pause_s(error))
+        self._links.leave(self._link, error, patience.num_pauses)
+        if self._wire.error is not None or self._link is not self._links.current:
+            self._wire.cancel()
+            self._connect()
+            self._torn = set(range(len(self.ids))) - self._gone.keys()
+
+    async def _mend(self, rows: list[int], patience: Patience) -> None:
+        """Takes sessions up again, and sends what the server does not have and what is not answered."""
+        try:
+            missing, standing = self._reattached(rows, await self._reopen(rows, patience, resume=True))
+            if missing:
+                standing |= self._reattached(missing, await self._reopen(missing, patience, resume=False))[1]
+            for sent, chosen in self._lost_chunks(standing):
+                wire_id = self._next_id()
+                checked(await self._wire.ask(wire_id, self._message(wire_id, sent, chosen), patience.left_s))
+            for sent, chosen in self._unanswered(rows):
+                wire_id = self._next_id()
+                await self._wire.send(wire_id, self._again(wire_id, sent, chosen), self._inbox)
+        except CellarError:
+            self._torn.update(rows)
+            raise
+
+    async def _reopen(self, rows: list[int], patience: Patience, *, resume: bool) -> OpenedSessions:
+        frame_id = self._next_id()
+        request = self._open_message(frame_id, [self.ids[row] for row in rows], resume=resume)
+        return await self._wire.ask(frame_id, request, patience.left_s)
 
     async def step(self, inputs: Any, lengths: int | Sequence[int] | None = None, **options: Any) -> FrameAnswer:
         """`send` and `receive`, for one frame at a time; the first row's error is raised."""
@@ -452,9 +553,10 @@ class AsyncFrameStream(FrameBook):
         return (await self.receive()).check()
 
     async def close_sessions(self) -> None:
-        """Closes all sessions of the stream."""
-        frame_id = self._wire.next_id()
+        """Closes all sessions of the stream; what is not answered yet is not waited for."""
+        frame_id = self._next_id()
         await self._wire.ask(frame_id, self._close_request(frame_id), self._timeout_s)
+        self._forget_sessions()
 
     async def close(self) -> None:
         """Ends the stream; its sessions stay open until their idle limit."""

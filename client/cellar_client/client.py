@@ -5,32 +5,24 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 import grpc
 import numpy as np
-from cellar_proto.v1 import (
-    inference_pb2,
-    inference_pb2_grpc,
-    models_pb2,
-    models_pb2_grpc,
-    sessions_pb2,
-    sessions_pb2_grpc,
-)
-from cellar_proto.v1.inference_pb2 import CloseSessions, StreamRequest
-from cellar_proto.v1.tensor_pb2 import Tensor
+from cellar_proto.v1 import inference_pb2, models_pb2, sessions_pb2
 
 from cellar_client.book import SessionBook, checked
 from cellar_client.emissions import Emissions
-from cellar_client.errors import CellarError, SessionNotFound, from_error, from_rpc
+from cellar_client.errors import CellarError, SessionNotFound, StoreFailed, typed
+from cellar_client.generation import GenerationBook, generate_request
+from cellar_client.links import Link, Links, Tries
 from cellar_client.messages import (
-    CHANNEL_OPTIONS,
     Codec,
     ModelInfo,
     SessionInfo,
-    Story,
     Token,
+    call_metadata,
+    channel_options,
     import_request,
     mint_id,
     mint_token,
@@ -39,34 +31,36 @@ from cellar_client.messages import (
     session_info,
     state_parts,
 )
-from cellar_client.replay import PASSING, Chunk, Patience
+from cellar_client.replay import Chunk, Patience
 from cellar_client.stream import FrameStream, Wire
 
 
-@contextmanager
-def _typed() -> Iterator[None]:
-    try:
-        yield
-    except grpc.RpcError as error:
-        raise from_rpc(error) from None
-
-
 class Client:
-    """A Cellar server. `timeout` is seconds for each call; every verb raises CellarError's kinds.
+    """A Cellar server, or several that stand for one another. `timeout` is seconds for each call; every verb raises
+    CellarError's kinds.
 
     client = Client("127.0.0.1:50051")
     client.predict("sentiment", "a gripping film from start to finish").label
+
+    servers: addresses, of which one is used until it does not answer; token: a bearer token, for servers that ask for
+    one; keepalive_s: a server that leaves a ping unanswered for half of that is gone (0: no pings).
     """
 
-    def __init__(self, server: str = "127.0.0.1:50051", *, timeout: float = 30.0) -> None:
-        self.server = server
+    def __init__(
+        self,
+        servers: str | Sequence[str] = "127.0.0.1:50051",
+        *,
+        timeout: float = 30.0,
+        token: str = "",
+        keepalive_s: float = 5.0,
+    ) -> None:
         self.timeout = timeout
-        self._channel = grpc.insecure_channel(server, options=CHANNEL_OPTIONS)
-        self._inference = inference_pb2_grpc.InferenceStub(self._channel)
-        self._sessions = sessions_pb2_grpc.SessionsStub(self._channel)
-        self._models = models_pb2_grpc.ModelsStub(self._channel)
+        options = channel_options(keepalive_s)
+        self._links = Links(servers, lambda address: grpc.insecure_channel(address, options=options))
+        self._metadata = call_metadata(token)
         self._codecs: dict[tuple[str, int], Codec] = {}
         self._wire: Wire | None = None
+        self._wire_link: Link | None = None
         self._lock = threading.Lock()
 
     def __enter__(self) -> Client:
@@ -79,21 +73,45 @@ class Client:
         """Ends the client's streams and its connection; sessions stay open until their idle limit."""
         if self._wire is not None:
             self._wire.close()
-        self._channel.close()
+        for channel in self._links.channels():
+            channel.close()
+
+    def _ask(self, service: str, method: str, request: Any, timeout_s: float | None = None) -> Any:
+        """The answer to a call that may be made twice, of the first server that gives one."""
+        tries, patience = Tries(self._links), Patience(timeout_s or self.timeout)
+        while True:
+            link = self._links.current
+            try:
+                with typed():
+                    call = getattr(getattr(link, service), method)
+                    return call(request, timeout=patience.left_s, metadata=self._metadata)
+            except CellarError as error:
+                if not tries.may_repeat(error):
+                    raise
+                time.sleep(patience.pause_s(error))
+                self._links.leave(link, error, patience.num_pauses)
 
     # -- models --------------------------------------------------------------------------------------------------
 
     def models(self) -> list[ModelInfo]:
         """All models of the server, the broken ones with their error."""
-        with _typed():
-            found = self._models.ListModels(models_pb2.ListModelsRequest(), timeout=self.timeout)
+        found = self._ask("models", "ListModels", models_pb2.ListModelsRequest())
         return [model_info(model) for model in found.models]
 
     def model(self, name: str, version: int = 0) -> ModelInfo:
         """One model, with its counters as they stand; version 0 is the newest."""
-        with _typed():
-            request = models_pb2.GetModelRequest(name=name, version=version)
-            return model_info(self._models.GetModel(request, timeout=self.timeout))
+        return model_info(self._ask("models", "GetModel", models_pb2.GetModelRequest(name=name, version=version)))
+
+    def load(self, model: str) -> list[int]:
+        """Has the server serve what its models folder holds of a model; the versions that it serves now."""
+        return list(self._ask("models", "LoadModel", models_pb2.LoadModelRequest(name=model)).versions)
+
+    def unload(self, model: str, version: int = 0, *, wait_s: float = 0.0, force_reason: str = "") -> int:
+        """Has the server end a version (0: all) when its last session is closed, or after wait_s seconds, where
+        force_reason tells the last ones why; how many those were. ModelBusy where some are left and no reason is
+        given."""
+        request = models_pb2.UnloadModelRequest(name=model, version=version, wait_s=wait_s, force_reason=force_reason)
+        return self._ask("models", "UnloadModel", request, self.timeout + wait_s).sessions_ended
 
     def _codec(self, name: str, version: int = 0) -> Codec:
         codec = self._codecs.get((name, version))
@@ -137,8 +155,7 @@ class Client:
             request = codec.predict_request(
                 lengths, parts, version=version, timeout_s=seconds, all_emissions=all_emissions, bulk=bulk
             )
-            with _typed():
-                response = self._inference.Predict(request, timeout=seconds)
+            response = self._ask("inference", "Predict", request, seconds)
             for i, answer in zip(places, codec.predictions(response, all_emissions), strict=True):
                 answers[i] = answer
         return answers
@@ -163,8 +180,9 @@ class Client:
     ) -> Generation:
         """Emissions as they are made. condition: a text (a dialogue act), or the numbers of a model without codec.
 
-        temperature 0 is greedy; the same seed gives the same emissions. With a session_id a broken generation goes on
-        from `position`, the number of emissions already held.
+        temperature 0 is greedy; the same seed gives the same emissions. A call that breaks is made again, and goes on
+        where it was. With a session_id the server keeps the generation, and a later call goes on with it from
+        `position`, the number of emissions already held.
         """
         request = generate_request(
             model,
@@ -174,7 +192,7 @@ class Client:
             position,
             version,
         )
-        return Generation(self._inference.Generate(request, timeout=timeout or self.timeout), position)
+        return Generation(self, request, timeout or self.timeout)
 
     # -- sessions ------------------------------------------------------------------------------------------------
 
@@ -202,16 +220,14 @@ class Client:
             options=sessions_pb2.SessionOptions(max_idle_s=max_idle_s, max_age_s=max_age_s, disconnect_grace_s=grace_s),
             request_token=mint_token(),
         )
-        with _typed():
-            opened = self._sessions.OpenSession(request, timeout=timeout or self.timeout)
+        opened = self._ask("sessions", "OpenSession", request, timeout)
         session = Session(self, codec, opened.id, opened.position, keep=keep)
         session._options.CopyFrom(request.options)
         return session
 
     def resume(self, session_id: str, *, keep: bool = True) -> Session:
         """An open session by its id, where it stands."""
-        with _typed():
-            found = self._sessions.GetSession(sessions_pb2.GetSessionRequest(id=session_id), timeout=self.timeout)
+        found = self._ask("sessions", "GetSession", sessions_pb2.GetSessionRequest(id=session_id))
         return Session(self, self._codec(found.model, found.version), found.id, found.position, keep=keep)
 
     def sessions(self, model: str = "") -> list[SessionInfo]:
@@ -220,8 +236,7 @@ class Client:
         token = ""
         while True:
             request = sessions_pb2.ListSessionsRequest(model=model, page_size=1000, page_token=token)
-            with _typed():
-                page = self._sessions.ListSessions(request, timeout=self.timeout)
+            page = self._ask("sessions", "ListSessions", request)
             found += [session_info(session) for session in page.sessions]
             token = page.next_page_token
             if not token:
@@ -230,75 +245,55 @@ class Client:
     def close_session(self, session_id: str) -> SessionInfo:
         """Closes a session by its id; how it stood."""
         request = sessions_pb2.CloseSessionRequest(id=session_id, request_token=mint_token())
-        with _typed():
-            return session_info(self._sessions.CloseSession(request, timeout=self.timeout))
+        return session_info(self._ask("sessions", "CloseSession", request))
 
     def import_session(self, blob: bytes, *, id: str = "", keep: bool = True) -> Session:
         """A new session from what `export` gave, on this server or another. StateIncompatible says what does not fit,
         SessionExists that the id is open."""
         request = import_request(blob, id or mint_id())
-        with _typed():
-            made = self._sessions.ImportSession(request, timeout=self.timeout)
+        made = self._ask("sessions", "ImportSession", request)
         return Session(self, self._codec(made.model, made.version), made.id, made.position, keep=keep)
 
     def stream(self, model: str, *, version: int = 0, timeout: float | None = None) -> FrameStream:
         """A stream of columnar frames for many sessions of one model."""
-        return FrameStream(self._inference, self._codec(model, version), timeout or self.timeout)
+        return FrameStream(self._links, self._metadata, self._codec(model, version), timeout or self.timeout)
 
     def _shared_wire(self) -> Wire:
-        """The stream that plain sessions share; a new one where the last has ended."""
+        """The stream that plain sessions share; a new one where the last has ended, or another server is in use."""
         with self._lock:
-            if self._wire is None or self._wire.error is not None:
-                self._wire = Wire(self._inference)
+            link = self._links.current
+            if self._wire is None or self._wire.error is not None or link is not self._wire_link:
+                if self._wire is not None:
+                    self._wire.cancel()
+                self._wire, self._wire_link = Wire(link.inference, self._metadata), link
             return self._wire
 
 
-def generate_request(
-    model: str, condition: str | bytes | np.ndarray, options: Any, session_id: str, position: int, version: int
-) -> inference_pb2.GenerateRequest:
-    is_text = isinstance(condition, str | bytes)
-    return inference_pb2.GenerateRequest(
-        model=model,
-        version=version,
-        text=(condition.encode() if isinstance(condition, str) else condition) if is_text else b"",
-        condition=None if is_text else Tensor(data=np.ascontiguousarray(condition).tobytes()),
-        sampling=options,
-        session_id=session_id,
-        position=position,
-    )
+class Generation(GenerationBook, Iterator[Token]):
+    """A running generation: iterate over its tokens. See GenerationBook for its attributes."""
 
-
-class Generation(Iterator[Token]):
-    """A running generation: iterate over its tokens. `text` so far, `seed`, `finish` ("end", "max_steps", "stop")."""
-
-    def __init__(self, call: Any, position: int) -> None:
-        self._call = call
-        self._story = Story(position)
+    def __init__(self, client: Client, request: inference_pb2.GenerateRequest, timeout_s: float) -> None:
+        super().__init__(request, timeout_s)
+        self._client = client
         self._ready: list[Token] = []
+        self._begin()
+
+    def _begin(self) -> None:
+        self._link = self._client._links.current
+        self._call = self._link.inference.Generate(
+            self._request, timeout=self._patience.left_s, metadata=self._client._metadata
+        )
 
     def __next__(self) -> Token:
         while not self._ready:
             try:
-                self._ready = self._story.tokens(next(self._call))
-            except grpc.RpcError as error:
-                raise from_rpc(error) from None
+                with typed():
+                    self._ready = self._tokens(next(self._call))
+            except CellarError as error:
+                time.sleep(self._pause_s(error))
+                self._client._links.leave(self._link, error, self._patience.num_pauses)
+                self._begin()
         return self._ready.pop(0)
-
-    @property
-    def text(self) -> str:
-        return self._story.text
-
-    @property
-    def seed(self) -> int | None:
-        return self._story.seed
-
-    @property
-    def finish(self) -> str:
-        return self._story.finish
-
-    @property
-    def position(self) -> int:
-        return self._story.position
 
     def close(self) -> None:
         """Stops the generation on the server."""
@@ -311,7 +306,8 @@ class Generation(Iterator[Token]):
         self.close()
 
     def __del__(self) -> None:
-        self._call.cancel()
+        if hasattr(self, "_call"):
+            self._call.cancel()
 
 
 class Session(SessionBook):
@@ -348,11 +344,15 @@ class Session(SessionBook):
         """The answer to a chunk, however often the server went away meanwhile."""
         patience = Patience(timeout_s)
         while True:
+            link = self._client._links.current
             try:
                 wire = self._attached(patience.left_s)
                 return self._took(chunk, self._send(wire, chunk, patience.left_s))
-            except PASSING as error:
+            except CellarError as error:
                 time.sleep(patience.pause_s(error))
+                self._client._links.leave(link, error, patience.num_pauses)
+                if not isinstance(error, StoreFailed):
+                    self._wire = None  # the handle may be void
 
     def _send(self, wire: Wire, chunk: Chunk, timeout_s: float) -> Any:
         frame_id = wire.next_id()
@@ -383,23 +383,18 @@ class Session(SessionBook):
 
     def info(self) -> SessionInfo:
         """How the session stands on the server."""
-        request = sessions_pb2.GetSessionRequest(id=self.id)
-        with _typed():
-            return session_info(self._client._sessions.GetSession(request, timeout=self._client.timeout))
+        return session_info(self._client._ask("sessions", "GetSession", sessions_pb2.GetSessionRequest(id=self.id)))
 
     def fork(self, *, id: str = "", keep: bool = False) -> Session:
         """A copy as the session stands after its last answered chunk."""
         request = sessions_pb2.ForkSessionRequest(id=self.id, new_id=id or mint_id(), request_token=mint_token())
-        with _typed():
-            forked = self._client._sessions.ForkSession(request, timeout=self._client.timeout)
+        forked = self._client._ask("sessions", "ForkSession", request)
         return Session(self._client, self._codec, forked.id, forked.position, keep=keep)
 
     def export(self) -> bytes:
         """The session as one piece, as it stands after its last answered chunk: row, tail, position and the answers
         kept for repetitions. `import_session` makes a session of it again."""
-        request = sessions_pb2.ExportSessionRequest(id=self.id)
-        with _typed():
-            state = self._client._sessions.ExportSession(request, timeout=self._client.timeout)
+        state = self._client._ask("sessions", "ExportSession", sessions_pb2.ExportSessionRequest(id=self.id))
         return bytes(state.SerializeToString())
 
     def state(self) -> dict[str, np.ndarray]:
@@ -409,11 +404,4 @@ class Session(SessionBook):
     def close(self) -> None:
         """Ends the session on the server and forgets its state."""
         self._is_closed = True
-        if self._wire is not None and self._wire.error is None:
-            wire, frame_id = self._wire, self._wire.next_id()
-            request = StreamRequest(close=CloseSessions(frame_id=frame_id, handles=[self._handle]))
-            answer = wire.ask(frame_id, request, self._client.timeout)
-            for error in answer.errors:
-                raise from_error(error.error)
-        else:
-            self._client.close_session(self.id)
+        self._client.close_session(self.id)

@@ -17,6 +17,9 @@ CellarError
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import grpc
 from cellar_proto.v1 import reason_pb2
 from cellar_proto.v1.reason_pb2 import Reason
@@ -233,3 +236,12 @@ def from_rpc(error: grpc.RpcError) -> CellarError:
     if code == grpc.StatusCode.RESOURCE_EXHAUSTED:
         return TooLarge(details)
     return Unavailable(f"no answer from the server ({code.name}: {details})")
+
+
+@contextmanager
+def typed() -> Iterator[None]:
+    """Errors of gRPC as these."""
+    try:
+        yield
+    except grpc.RpcError as error:
+        raise from_rpc(error) from None

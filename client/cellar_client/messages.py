@@ -25,13 +25,30 @@ DTYPES = {
 }
 # Left free in a message for everything but its values.
 MARGIN_BYTES = 64 << 10
-CHANNEL_OPTIONS = [
-    ("grpc.max_receive_message_length", -1),
-    ("grpc.max_send_message_length", -1),
-    # a server that comes back is found within a second
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.max_reconnect_backoff_ms", 1000),
-]
+
+
+def channel_options(keepalive_s: float) -> list[tuple[str, int]]:
+    """Of a channel that finds a server which comes back within a second, and counts one as gone that does not answer a
+    ping within half of `keepalive_s`, sent every `keepalive_s` seconds (0: never)."""
+    options = [
+        ("grpc.max_receive_message_length", -1),
+        ("grpc.max_send_message_length", -1),
+        ("grpc.initial_reconnect_backoff_ms", 100),
+        ("grpc.min_reconnect_backoff_ms", 1000),
+        ("grpc.max_reconnect_backoff_ms", 1000),
+    ]
+    if keepalive_s:
+        options += [
+            ("grpc.keepalive_time_ms", int(1000 * keepalive_s)),
+            ("grpc.keepalive_timeout_ms", int(500 * keepalive_s)),
+            ("grpc.http2.max_pings_without_data", 0),
+        ]
+    return options
+
+
+def call_metadata(token: str) -> tuple[tuple[str, str], ...]:
+    """What every call of a caller with a bearer token carries."""
+    return (("authorization", f"Bearer {token}"),) if token else ()
 
 
 @dataclass(frozen=True)
@@ -55,6 +72,7 @@ class ModelInfo:
     max_chunk: int = field(repr=False, default=0)
     max_message_bytes: int = field(repr=False, default=0)
     max_rows: int = field(repr=False, default=0)
+    durability: str = field(repr=False, default="")
     manifest: manifest_pb2.Manifest | None = field(repr=False, default=None)
 
     @property
@@ -122,6 +140,7 @@ def model_info(message: models_pb2.Model) -> ModelInfo:
         limits.max_chunk,
         limits.max_message_bytes,
         limits.max_rows,
+        limits.durability,
         manifest,
     )
 
@@ -206,6 +225,10 @@ class Codec:
         shape = tuple(tensor.shape) or (0, *self.info.manifest.output.shape)
         return Emissions(np.frombuffer(tensor.data, "<f4").reshape(shape), self.info.labels)
 
+    def nothing(self) -> Emissions:
+        """float32 [0, ...]."""
+        return self.decode(Tensor())
+
     def split(self, data: bytes, length: int) -> Iterator[tuple[bytes, int]]:
         """Chunks that the server takes. Text is cut between any two bytes: the server holds half characters back."""
         step = min(self.info.max_chunk, max(1, (self.info.max_message_bytes - MARGIN_BYTES) // self.unit_bytes))
@@ -281,29 +304,3 @@ def sampling(
     return sampling_pb2.Sampling(
         temperature=temperature, top_k=top_k, top_p=top_p, seed=seed, max_steps=max_steps, stop=stop
     )
-
-
-class Story:
-    """What a generation has said so far: text, seed and why it ended ("" while it goes on)."""
-
-    def __init__(self, position: int) -> None:
-        self.text = ""
-        self.seed: int | None = None
-        self.finish = ""
-        self.position = position
-        self._rest = b""
-
-    def tokens(self, response: inference_pb2.GenerateResponse) -> list[Token]:
-        """The emissions of one message. A message's text stands with its last emission."""
-        self.seed = response.seed
-        if response.finish:
-            self.finish = sampling_pb2.FinishReason.Name(response.finish).removeprefix("FINISH_").lower()
-        text = response.text.decode("utf-8")
-        self.text += text
-        n = len(response.ids)
-        tokens = [
-            Token(id, text if i == n - 1 else "", log_probability, response.position + i)
-            for i, (id, log_probability) in enumerate(zip(response.ids, response.log_probabilities, strict=True))
-        ]
-        self.position = response.position + n
-        return tokens

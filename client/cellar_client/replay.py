@@ -7,14 +7,29 @@ import time
 from collections import deque
 from dataclasses import dataclass
 
-from cellar_client.errors import CellarError, SessionLost, ShuttingDown, StoreFailed, Unavailable
+from cellar_client.errors import (
+    CellarError,
+    LeaseLost,
+    SessionLost,
+    ShuttingDown,
+    StaleHandle,
+    StoreFailed,
+    Unavailable,
+)
 
 # Bytes of one session's chunks that are kept; older ones go, and with them the way back to before them.
 MAX_BYTES = 16 << 20
 
 
-# What a session waits out: the server, or its store, may come back within the call's time.
-PASSING = (Unavailable, ShuttingDown, StoreFailed)
+PASSING = (Unavailable, ShuttingDown, StoreFailed, LeaseLost)
+
+
+def is_passing(error: CellarError) -> bool:
+    """What a session waits out: the server or its store may come back within the call's time, the session may be on its
+    way from another server, or in the store."""
+    if isinstance(error, StaleHandle):
+        return error.retry_after_s is not None
+    return isinstance(error, PASSING)
 
 
 class Patience:
@@ -23,17 +38,22 @@ class Patience:
     def __init__(self, timeout_s: float) -> None:
         self._until = time.monotonic() + timeout_s
         self._delay_s = 0.05
+        self.num_pauses = 0
 
     @property
     def left_s(self) -> float:
         return max(0.001, self._until - time.monotonic())
 
     def pause_s(self, error: CellarError) -> float:
-        """How long to wait before the next try; the error is raised where the call's time would be over."""
+        """How long to wait before the next try; the error is raised where it does not pass, or the call's time would be
+        over."""
+        if not is_passing(error):
+            raise error
         pause = error.retry_after_s or self._delay_s * random.uniform(0.5, 1.0)
         self._delay_s = min(2 * self._delay_s, 1.0)
         if time.monotonic() + pause >= self._until:
             raise error
+        self.num_pauses += 1
         return pause
 
 

@@ -79,10 +79,15 @@ class Config:
                 raise StartupError(f"{each.name}: {value} is too small")
             if each.name == "max_sessions" and value > MAX_SESSIONS:
                 raise StartupError(f"max_sessions: {value} is over {MAX_SESSIONS}")
-            if each.name == "when_full" and value == "spill" and (self.store == "memory" or self.durability == "none"):
+            if each.name == "when_full" and value == "spill" and not self.is_storing:
                 raise StartupError("when_full: to spill sessions needs a store, and a durability other than none")
             if each.metadata["choices"] and value not in each.metadata["choices"]:
                 raise StartupError(f"{each.name}: {value!r} is not one of {', '.join(each.metadata['choices'])}")
+
+    @property
+    def is_storing(self) -> bool:
+        """Sessions outlive the process."""
+        return self.store != "memory" and self.durability != "none"
 
 
 def from_args(arguments: Sequence[str] | None = None, environment: Mapping[str, str] = os.environ) -> Config:

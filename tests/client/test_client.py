@@ -152,8 +152,12 @@ def test_a_refused_frame_sets_positions_back(client: Client) -> None:
     book._take_opened(OpenedSessions(ids=["a", "b"], handles=[1, 2], positions=[5, 7]))
     book._frame_request(1, np.ones((3, 2)), [1, 2], None, 0, False, False)
     assert book.positions.tolist() == [6, 9]
-    refused = FrameError(frame_id=1, error=Error(reason=Reason.SHUTTING_DOWN, message="m"))
+    passing = FrameError(frame_id=1, error=Error(reason=Reason.SHUTTING_DOWN, message="m"))
     with pytest.raises(cellar_client.errors.ShuttingDown):
+        book._take("frame_error", 1, passing)
+    assert book.positions.tolist() == [6, 9]  # it is sent again
+    refused = FrameError(frame_id=1, error=Error(reason=Reason.INVALID_REQUEST, message="m"))
+    with pytest.raises(cellar_client.errors.InvalidRequest):
         book._take("frame_error", 1, refused)
     assert book.positions.tolist() == [5, 7]
 

@@ -73,5 +73,5 @@ class Registry:
             max_chunks_in_flight=config.max_chunks_in_flight,
             max_rows=config.max_queue_rows,
             max_frames_in_flight=config.max_frames_in_flight,
-            durability="" if config.store == "memory" else config.durability,
+            durability=config.durability if config.is_storing else "",
         )
