@@ -13,7 +13,7 @@ import numpy as np
 from cellar_proto.v1 import inference_pb2_grpc, models_pb2, sessions_pb2
 from cellar_proto.v1.inference_pb2 import OpenedSessions, StreamRequest
 
-from cellar_client.book import SessionBook, checked
+from cellar_client.book import SessionBook, checked, rows_of
 from cellar_client.emissions import Emissions
 from cellar_client.errors import (
     CellarError,
@@ -25,7 +25,7 @@ from cellar_client.errors import (
     from_rpc,
     typed,
 )
-from cellar_client.frames import FrameAnswer, FrameBook
+from cellar_client.frames import FrameAnswer, FrameBook, rows_repeated
 from cellar_client.generation import GenerationBook, generate_request
 from cellar_client.links import Link, Links, Tries
 from cellar_client.messages import (
@@ -371,16 +371,16 @@ class AsyncSession(SessionBook):
             link = self._client._links.current
             try:
                 wire = await self._attached(patience.left_s)
-                return self._took(chunk, await self._send(wire, chunk, patience.left_s))
+                return await self._send(wire, chunk, patience.left_s)
             except CellarError as error:
                 await asyncio.sleep(patience.pause_s(error))
                 self._client._links.leave(link, error, patience.num_pauses)
                 if not isinstance(error, StoreFailed):
                     self._wire = None  # the handle may be void
 
-    async def _send(self, wire: AsyncWire, chunk: Chunk, timeout_s: float) -> Any:
+    async def _send(self, wire: AsyncWire, chunk: Chunk, timeout_s: float) -> Emissions:
         frame_id = wire.next_id()
-        return checked(await wire.ask(frame_id, self._frame_request(frame_id, chunk), timeout_s))
+        return self._took(chunk, frame_id, await wire.ask(frame_id, self._frame_request(frame_id, chunk), timeout_s))
 
     async def _attached(self, timeout_s: float) -> AsyncWire:
         """The shared stream, with a handle of this session on it, and the server where this side believes it to be."""
@@ -397,7 +397,8 @@ class AsyncSession(SessionBook):
             lost = self._replay.since(min(opened.positions[0], self.position), self.position)
         self._handle = opened.handles[0]
         for chunk in lost:
-            await self._send(wire, chunk, timeout_s)
+            frame_id = wire.next_id()
+            rows_of(await wire.ask(frame_id, self._frame_request(frame_id, chunk), timeout_s), frame_id)
         self._wire = wire
         return wire
 
@@ -533,8 +534,11 @@ class AsyncFrameStream(FrameBook):
             if missing:
                 standing |= self._reattached(missing, await self._reopen(missing, patience, resume=False))[1]
             for sent, chosen in self._lost_chunks(standing):
-                wire_id = self._next_id()
-                checked(await self._wire.ask(wire_id, self._message(wire_id, sent, chosen), patience.left_s))
+                wire_id, left = self._next_id(), len(chosen)
+                inbox: asyncio.Queue[Any] = asyncio.Queue()
+                await self._wire.send(wire_id, self._message(wire_id, sent, chosen), inbox)
+                while left:
+                    left -= rows_repeated(await take(inbox, patience.left_s))
             for sent, chosen in self._unanswered(rows):
                 wire_id = self._next_id()
                 await self._wire.send(wire_id, self._again(wire_id, sent, chosen), self._inbox)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from cellar_proto.v1.inference_pb2 import Answer, Frame, OpenedSessions, OpenSessions, StreamRequest
@@ -56,18 +57,37 @@ class SessionBook:
             request.options.CopyFrom(self._options)
         return StreamRequest(open=request)
 
-    def _took(self, chunk: Chunk, answer: Answer) -> Emissions:
+    def _took(self, chunk: Chunk, frame_id: int, answer: Answer) -> Emissions:
         """A chunk was answered: float32 [emissions, ...]."""
-        self.position = answer.positions[0]
+        (row,) = rows_of(answer, frame_id)
+        lengths = column(answer.lengths, len(answer.handles))
+        self.position = answer.positions[row]
         self._replay.add(chunk)
-        for durable in answer.durable_positions:
-            self.durable_position = durable
-            self._replay.settle(durable)
-        return self._codec.decode(answer.outputs)
+        if answer.durable_positions:
+            self.durable_position = column(answer.durable_positions, len(answer.handles))[row]
+            self._replay.settle(self.durable_position)
+        at = sum(lengths[:row])
+        return self._codec.decode(answer.outputs)[at : at + lengths[row]]
 
 
-def checked(message: Answer | OpenedSessions) -> Any:
+def column(values: Sequence[int], count: int) -> Sequence[int]:
+    """A column of one or `count` values as `count` of them."""
+    return values if len(values) == count else list(values) * count
+
+
+def rows_of(answer: Answer, frame_id: int) -> list[int]:
+    """Which rows of an answer are of a frame: what one run finished for a stream is one answer, whatever frames it came
+    in. The first error among them is raised."""
+    ids = column(answer.frame_ids, len(answer.handles))
+    rows = [row for row, each in enumerate(ids) if each == frame_id]
+    for error in answer.errors:
+        if error.row in rows:
+            raise from_error(error.error)
+    return rows
+
+
+def checked(opened: OpenedSessions) -> OpenedSessions:
     """The message itself, or its first row's error."""
-    for error in message.errors:
+    for error in opened.errors:
         raise from_error(error.error)
-    return message
+    return opened

@@ -37,7 +37,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="cellar", description=__doc__)
     parser.add_argument("--version", action="version", version=f"cellar {version('cellar-serving')}")
     where = os.environ.get("CELLAR_SERVER", "127.0.0.1:50051")
-    server_help = "HOST:PORT (default: CELLAR_SERVER, else 127.0.0.1:50051)"
+    server_help = "HOST:PORT, or several by commas (default: CELLAR_SERVER, else 127.0.0.1:50051)"
     parser.add_argument("--server", default=where, help=server_help)
     # before or behind the command
     common = argparse.ArgumentParser(add_help=False)
@@ -46,7 +46,12 @@ def _parser() -> argparse.ArgumentParser:
     shown.add_argument("--json", action="store_true", help="print JSON")
     verbs = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    models = verbs.add_parser("models", parents=[common, shown], help="list the server's models")
+    models = verbs.add_parser("models", parents=[common, shown], help="list the server's models, load or unload one")
+    models.add_argument("verb", nargs="?", choices=["list", "load", "unload"], default="list")
+    models.add_argument("name", nargs="?")
+    models.add_argument("--model-version", type=int, default=0, help="unload this version only")
+    models.add_argument("--wait", type=float, default=0.0, metavar="SECONDS", help="unload: for its sessions to close")
+    models.add_argument("--force-reason", default="", help="unload: end the last sessions, and tell them this")
     models.set_defaults(run=_models)
 
     predict = verbs.add_parser("predict", parents=[common, shown], help="answer whole sequences")
@@ -104,8 +109,15 @@ def _table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     console.print(table, **({} if console.is_terminal else {"width": 200}))
 
 
+def _client(options: argparse.Namespace) -> Client:
+    """To the servers of `--server`, as the caller of CELLAR_TOKEN."""
+    return Client(options.server.split(","), token=os.environ.get("CELLAR_TOKEN", ""))
+
+
 def _models(options: argparse.Namespace) -> int:
-    with Client(options.server) as client:
+    if options.verb != "list":
+        return _change_models(options)
+    with _client(options) as client:
         models = client.models()
     if options.json:
         keys = ("name", "version", "mode", "description", "architecture", "labels", "state_size", "counters")
@@ -125,8 +137,23 @@ def _models(options: argparse.Namespace) -> int:
     return 0
 
 
+def _change_models(options: argparse.Namespace) -> int:
+    if not options.name:
+        raise ValueError(f"which model is to be {options.verb}ed?")
+    with _client(options) as client:
+        if options.verb == "load":
+            versions = client.load(options.name)
+            print(json.dumps(versions) if options.json else f"{options.name}: versions {versions} are served")
+            return 0
+        ended = client.unload(
+            options.name, options.model_version, wait_s=options.wait, force_reason=options.force_reason
+        )
+    print(json.dumps({"sessions_ended": ended}) if options.json else f"{options.name}: {ended} sessions were ended")
+    return 0
+
+
 def _predict(options: argparse.Namespace) -> int:
-    with Client(options.server) as client:
+    with _client(options) as client:
         info = client.model(options.model)
         if options.input is not None:
             text = sys.stdin.read() if str(options.input) == "-" else options.input.read_text("utf-8")
@@ -165,7 +192,7 @@ def _show(given: str, answer: Emissions, labels: Sequence[str], as_json: bool) -
 
 
 def _generate(options: argparse.Namespace) -> int:
-    with Client(options.server) as client:
+    with _client(options) as client:
         generation = client.generate(
             options.model,
             options.condition,
@@ -190,7 +217,7 @@ def _generate(options: argparse.Namespace) -> int:
 
 
 def _sessions(options: argparse.Namespace) -> int:
-    with Client(options.server) as client:
+    with _client(options) as client:
         if options.verb == "close":
             if not options.id:
                 raise ValueError("which session? cellar sessions close ID")

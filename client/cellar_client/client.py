@@ -11,7 +11,7 @@ import grpc
 import numpy as np
 from cellar_proto.v1 import inference_pb2, models_pb2, sessions_pb2
 
-from cellar_client.book import SessionBook, checked
+from cellar_client.book import SessionBook, checked, rows_of
 from cellar_client.emissions import Emissions
 from cellar_client.errors import CellarError, SessionNotFound, StoreFailed, typed
 from cellar_client.generation import GenerationBook, generate_request
@@ -347,16 +347,16 @@ class Session(SessionBook):
             link = self._client._links.current
             try:
                 wire = self._attached(patience.left_s)
-                return self._took(chunk, self._send(wire, chunk, patience.left_s))
+                return self._send(wire, chunk, patience.left_s)
             except CellarError as error:
                 time.sleep(patience.pause_s(error))
                 self._client._links.leave(link, error, patience.num_pauses)
                 if not isinstance(error, StoreFailed):
                     self._wire = None  # the handle may be void
 
-    def _send(self, wire: Wire, chunk: Chunk, timeout_s: float) -> Any:
+    def _send(self, wire: Wire, chunk: Chunk, timeout_s: float) -> Emissions:
         frame_id = wire.next_id()
-        return checked(wire.ask(frame_id, self._frame_request(frame_id, chunk), timeout_s))
+        return self._took(chunk, frame_id, wire.ask(frame_id, self._frame_request(frame_id, chunk), timeout_s))
 
     def _attached(self, timeout_s: float) -> Wire:
         """The shared stream, with a handle of this session on it, and the server where this side believes it to be."""
@@ -373,7 +373,8 @@ class Session(SessionBook):
             lost = self._replay.since(min(opened.positions[0], self.position), self.position)
         self._handle = opened.handles[0]
         for chunk in lost:
-            self._send(wire, chunk, timeout_s)
+            frame_id = wire.next_id()
+            rows_of(wire.ask(frame_id, self._frame_request(frame_id, chunk), timeout_s), frame_id)
         self._wire = wire
         return wire
 

@@ -19,6 +19,7 @@ from cellar_proto.v1.inference_pb2 import (
 )
 from cellar_proto.v1.sessions_pb2 import SessionOptions
 
+from cellar_client.book import column, rows_of
 from cellar_client.emissions import Emissions
 from cellar_client.errors import CellarError, SessionLost, SessionNotFound, from_error
 from cellar_client.messages import Codec, mint_id, mint_token
@@ -301,9 +302,8 @@ class FrameBook:
     def _take_rows(self, sent: _Sent, wire_id: int, message: Answer) -> None:
         outputs = self._codec.decode(message.outputs)
         count = len(message.handles)
-        ids = list(message.frame_ids) * (count if len(message.frame_ids) == 1 else 1)
-        lengths = list(message.lengths) * (count if len(message.lengths) == 1 else 1)
-        durable = list(message.durable_positions) * (count if len(message.durable_positions) == 1 else 1)
+        ids, lengths = column(message.frame_ids, count), column(message.lengths, count)
+        durable = column(message.durable_positions, count) if message.durable_positions else []
         failed = {error.row: from_error(error.error) for error in message.errors}
         at_place = {place: i for i, place in enumerate(sent.rows.tolist())}
         at = 0
@@ -452,3 +452,11 @@ class FrameBook:
                 self._settle()
                 return answer
         return None
+
+
+def rows_repeated(found: tuple[str, int, Any]) -> int:
+    """How many rows of a frame of answered chunks, sent again, a message answers; the first error is raised."""
+    kind, wire_id, message = found
+    if kind == "frame_error":
+        raise from_error(message.error)
+    return len(rows_of(message, wire_id))

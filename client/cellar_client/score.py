@@ -48,7 +48,7 @@ def score(options: Options) -> Summary:
     begun = time.perf_counter()
     partial = options.output.with_name(options.output.name + ".partial")
     with (
-        Client(options.server, timeout=options.timeout_s) as client,
+        Client(options.server.split(","), timeout=options.timeout_s, token=options.token) as client,
         tables.Reader(options.input, BATCH_ROWS) as reader,
     ):
         scorer = Scorer(client, options, reader.columns)
@@ -125,6 +125,7 @@ def run(arguments: argparse.Namespace) -> int:
             arguments.in_flight,
             arguments.version,
             is_quiet=arguments.quiet,
+            token=os.environ.get("CELLAR_TOKEN", ""),
         )
     )
     print(f"{arguments.output}: {summary}", file=sys.stderr)

@@ -34,6 +34,7 @@ class Options:
     version: int = 0
     timeout_s: float = 300.0
     is_quiet: bool = False
+    token: str = ""
 
 
 class Answers:

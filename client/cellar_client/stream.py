@@ -14,9 +14,8 @@ import grpc
 from cellar_proto.v1 import inference_pb2_grpc, sessions_pb2
 from cellar_proto.v1.inference_pb2 import OpenedSessions, StreamRequest, StreamResponse
 
-from cellar_client.book import checked
 from cellar_client.errors import CellarError, DeadlineExceeded, Unavailable, from_error, from_rpc, typed
-from cellar_client.frames import FrameAnswer, FrameBook
+from cellar_client.frames import FrameAnswer, FrameBook, rows_repeated
 from cellar_client.links import Links
 from cellar_client.messages import Codec
 from cellar_client.replay import PASSING, Patience
@@ -227,8 +226,11 @@ class FrameStream(FrameBook):
             if missing:
                 standing |= self._reattached(missing, self._reopen(missing, patience, resume=False))[1]
             for sent, chosen in self._lost_chunks(standing):
-                wire_id = self._next_id()
-                checked(self._wire.ask(wire_id, self._message(wire_id, sent, chosen), patience.left_s))
+                wire_id, left = self._next_id(), len(chosen)
+                inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
+                self._wire.send(wire_id, self._message(wire_id, sent, chosen), inbox)
+                while left:
+                    left -= rows_repeated(wait(inbox, patience.left_s))
             for sent, chosen in self._unanswered(rows):
                 wire_id = self._next_id()
                 self._wire.send(wire_id, self._again(wire_id, sent, chosen), self._inbox)

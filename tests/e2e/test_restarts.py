@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import cellar_client
@@ -14,31 +14,7 @@ import numpy as np
 import pytest
 
 from benchmarks import network
-from benchmarks.serving import Served, served
-
-
-class Host:
-    """A server on one port that can be killed and started again."""
-
-    def __init__(self, zoo: Path, extra: Sequence[str]) -> None:
-        self.zoo, self.extra = zoo, list(extra)
-        self._stack = ExitStack()
-        self.server = self._start("127.0.0.1:0")
-        self.address = self.server.address
-
-    def _start(self, address: str) -> Served:
-        return self._stack.enter_context(served(self.zoo, extra=[*self.extra, "--listen", address]))
-
-    def kill(self) -> None:
-        """SIGKILL: nothing is written, nobody is told."""
-        self.server.process.kill()
-        self.server.process.wait()
-
-    def start(self) -> None:
-        self.server = self._start(self.address)
-
-    def close(self) -> None:
-        self._stack.close()
+from tests.e2e.cluster import Host, undisturbed
 
 
 @pytest.fixture(scope="module")
@@ -62,14 +38,9 @@ def rows() -> np.ndarray:
     return np.random.default_rng(5).standard_normal((120, network.WIDTH), np.float32)
 
 
-def undisturbed(address: str, rows: np.ndarray) -> np.ndarray:
-    with cellar_client.Client(address) as client:
-        return np.asarray(client.predict(network.NAME, rows))
-
-
 def test_what_was_answered_under_step_survives_kill_9(zoo: Path, rows: np.ndarray, tmp_path: Path) -> None:
     with host(zoo, "--store", f"sqlite:///{tmp_path}/s.db", "--durability", "step") as server:
-        whole = undisturbed(server.address, rows)
+        whole = undisturbed(server.address, network.NAME, rows)
         with cellar_client.Client(server.address) as client:
             session = client.session(network.NAME, id="durable", keep=True)
             before = [np.asarray(session.step(row)) for row in rows[:50]]
@@ -88,7 +59,7 @@ def test_what_was_answered_under_step_survives_kill_9(zoo: Path, rows: np.ndarra
 def test_a_session_goes_on_through_kills_by_itself(zoo: Path, rows: np.ndarray, tmp_path: Path, store: str) -> None:
     flags = [] if store == "memory" else ["--store", f"sqlite:///{tmp_path}/s.db", "--durability", store]
     with host(zoo, *flags) as server:
-        whole = undisturbed(server.address, rows)
+        whole = undisturbed(server.address, network.NAME, rows)
         with cellar_client.Client(server.address, timeout=30) as client, client.session(network.NAME) as session:
             kills = iter([17, 40, 41, 90])
             at = next(kills)
@@ -109,7 +80,7 @@ def test_a_session_goes_on_through_kills_by_itself(zoo: Path, rows: np.ndarray, 
 
 async def test_the_asyncio_session_comes_back_too(zoo: Path, rows: np.ndarray) -> None:
     with host(zoo) as server:
-        whole = await asyncio.to_thread(undisturbed, server.address, rows[:30])
+        whole = await asyncio.to_thread(undisturbed, server.address, network.NAME, rows[:30])
         async with cellar_client.AsyncClient(server.address, timeout=30) as client:
             session = await client.session(network.NAME, max_idle_s=123)
             answers = [np.asarray(await session.step(rows[:15]))]
