@@ -34,7 +34,12 @@ class Bench:
     def __init__(self, model: Model, *, store: Any = None, **config: Any) -> None:
         self.clock = Clock()
         self.directory = Directory()
-        self.config = Config(**{"max_sessions": 256, "max_queue_rows": 512, **config})
+        defaults = {
+            "max_sessions": 256,
+            "max_queue_rows": 512,
+            "store": "memory" if store is None else "sqlite:///fake",
+        }
+        self.config = Config(**{**defaults, **config})
         number = self.directory.add_engine(self)
         self.name = model.manifest.name
         self.sessions = Sessions(

@@ -75,7 +75,8 @@ class Core:
     replies: list[Reply] = field(default_factory=list)
     is_draining: bool = False
     durability: Any = None  # the Durability of these sessions
-    make_room: Callable[[], bool] = lambda: False  # where the table is full: whether it is so no more
+    # where the table is full: whether it is so no more; the session in the given slot stays
+    make_room: Callable[[int], bool] = lambda keep: False
 
     @property
     def output_shape(self) -> tuple[int, ...]:
@@ -114,12 +115,13 @@ class Core:
             Reason.OVERLOADED, f"{waiting} rows are waiting for this model", retry_after_ms=min(delay_ms, 10_000)
         )
 
-    def open_slot(self, key: str | int, max_idle_s: float, max_age_s: float) -> int:
-        """A new session's slot from the start state; CellarError SESSION_EXISTS, OVERLOADED, INVALID_REQUEST."""
+    def open_slot(self, key: str | int, max_idle_s: float, max_age_s: float, *, keep: int = -1) -> int:
+        """A new session's slot from the start state; the session in slot `keep` stays in the table.
+        CellarError SESSION_EXISTS, OVERLOADED, INVALID_REQUEST."""
         for limit in (max_idle_s, max_age_s):
             if not 0 <= limit < 1e9:
                 raise CellarError(Reason.INVALID_REQUEST, "a session's limits are seconds, 0 or more")
-        if not self.table.has_room and not self.make_room():
+        if not self.table.has_room and not self.make_room(keep):
             raise CellarError(
                 Reason.OVERLOADED,
                 f"the model has its limit of {self.table.capacity} sessions",

@@ -104,10 +104,11 @@ class Custody:
         store.release([id_of(table.key[slot]) for slot in gone])
         return gone
 
-    def least_recent(self) -> list[int]:
-        """Who makes room: a part of the sessions without chunks in flight, the least recently used ones."""
+    def least_recent(self, keep: int) -> list[int]:
+        """Who makes room: a part of the sessions without chunks in flight, the least recently used ones, not `keep`."""
         table = self.core.table
         slots = np.flatnonzero(table.is_open[: table.num_touched] & (table.in_flight[: table.num_touched] == 0))
+        slots = slots[slots != keep]
         count = min(len(slots), max(1, table.capacity // SPILL_PART))
         if not count:
             return []

@@ -158,7 +158,7 @@ class Table:
         """The error for a handle that `resolve` refused."""
         error = self._void.get(handle)
         if error is not None:
-            return CellarError(error.reason, error.message)
+            return CellarError(error.reason, error.message, retry_after_ms=error.retry_after_ms)
         if engine_of(handle) != self._base >> _ENGINE_BITS:
             return CellarError(
                 Reason.STALE_HANDLE, "a frame holds sessions of one model: this handle is not of its first row's model"

@@ -206,7 +206,10 @@ class Verbs:
         slot = self._made_by(new_id, token)
         if slot is None:
             slot = core.open_slot(
-                key_of(new_id), max_idle_s or float(table.max_idle[source]), max_age_s or float(table.max_age[source])
+                key_of(new_id),
+                max_idle_s or float(table.max_idle[source]),
+                max_age_s or float(table.max_age[source]),
+                keep=source,
             )
             table.state[slot] = table.state[source]
             table.position[slot] = table.accepted[slot] = table.position[source]
@@ -335,12 +338,12 @@ class Verbs:
         idle = [slot for slot in custody.departing if core.table.in_flight[slot] == 0]
         core.counts.sessions_handed_over += self._put_away(idle, durabilities.lost)
 
-    def _spill(self) -> bool:
+    def _spill(self, keep: int) -> bool:
         """Puts the least recently used sessions into the store, where that is wanted; whether there is room now."""
         core, custody = self.core, self.custody
         if core.config.when_full != "spill" or not self.durability.is_on:
             return False
-        gone = self._put_away(custody.least_recent(), _spilled)
+        gone = self._put_away(custody.least_recent(keep), _spilled)
         core.counts.sessions_spilled += gone
         if gone:
             log.info("%d sessions of %s were put into the store: the table is full", gone, self._name)
