@@ -202,6 +202,8 @@ class FrameStream(FrameBook):
                     self._mend(sorted(self._torn), patience)
                 answer = self._complete()
                 if answer is None:
+                    if self._wire.error is not None and self._inbox.empty():
+                        raise self._wire.error  # it ended while nobody waited for an answer
                     kind, wire_id, message = wait(self._inbox, patience.left_s)
                     answer = self._take(kind, wire_id, message)
                 if answer is not None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import json
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cellar_client
@@ -274,3 +276,37 @@ def test_an_abandoned_generation_is_cancelled(client: Client) -> None:
     del generation
     gc.collect()
     assert call.code() in (grpc.StatusCode.CANCELLED, grpc.StatusCode.FAILED_PRECONDITION)
+
+
+def test_sessions_of_many_threads_share_a_stream_and_its_answers(client: Client) -> None:
+    """What one run finishes for a stream is one answer: each session takes its own row."""
+
+    def sums(k: int) -> list[float]:
+        with client.session("counter") as session:
+            return [float(session.step([k, 1])[0, 0]) for _ in range(60)]
+
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(sums, range(1, 9)))
+    assert found == [[k * (t + 1.0) for t in range(60)] for k in range(1, 9)]
+
+
+async def test_sessions_of_many_tasks_share_a_stream_and_its_answers(address: str) -> None:
+    async with AsyncClient(address) as client:
+
+        async def sums(k: int) -> list[float]:
+            async with await client.session("counter") as session:
+                return [float((await session.step([k, 1]))[0, 0]) for _ in range(40)]
+
+        found = await asyncio.gather(*(sums(k) for k in range(1, 9)))
+    assert list(found) == [[k * (t + 1.0) for t in range(40)] for k in range(1, 9)]
+
+
+def test_another_server_is_asked_where_the_first_does_not_answer(address: str) -> None:
+    with Client(["127.0.0.1:1", address], timeout=10) as client:
+        assert client.predict("counter", [1, 2]).tolist() == [[1, 2]]
+        with client.session("counter") as session:
+            assert session.step([1, 2]).tolist() == [[1, 2]]
+    with Client(["127.0.0.1:1", "127.0.0.1:2"], timeout=10) as client, pytest.raises(cellar_client.Unavailable):
+        client.models()
+    with pytest.raises(ValueError, match="address"):
+        Client([])

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from benchmarks import network
+from benchmarks.serving import ZOO
 from tests.e2e.cluster import Host, undisturbed
 
 
@@ -124,3 +125,64 @@ def test_a_store_that_cannot_be_opened_ends_the_start(zoo: Path, tmp_path: Path)
     (tmp_path / "no.db").write_text("no database " * 200)
     with pytest.raises(Exception, match="not a database"):
         Host(zoo, ["--store", f"sqlite:///{tmp_path}/no.db"])
+
+
+@pytest.mark.parametrize("store", ["step", "interval", "memory"])
+def test_a_frame_stream_goes_on_through_kills_by_itself(
+    zoo: Path, rows: np.ndarray, tmp_path: Path, store: str
+) -> None:
+    """Three frames in flight, rows of unequal lengths, a kill in the middle of them."""
+    flags = [] if store == "memory" else ["--store", f"sqlite:///{tmp_path}/s.db", "--durability", store]
+    lengths = [1, 3, 2, 1]
+    with host(zoo, *flags) as server:
+        whole = undisturbed(server.address, network.NAME, rows)
+        with cellar_client.Client(server.address, timeout=30) as client, client.stream(network.NAME) as stream:
+            stream.open(4)
+            found: list[list[np.ndarray]] = [[], [], [], []]
+            sent = received = 0
+            while received < 40:
+                while sent < min(received + 3, 40):
+                    at = stream.positions.tolist()
+                    chunks = [rows[at[i] : at[i] + n] for i, n in enumerate(lengths)]
+                    stream.send(np.concatenate(chunks), lengths)
+                    sent += 1
+                if received in (7, 8, 25):
+                    server.kill()
+                    server.start()
+                answer = stream.receive().check()
+                for i, piece in enumerate(answer.rows()):
+                    found[i].append(np.asarray(piece))
+                received += 1
+            assert stream.positions.tolist() == [40 * n for n in lengths]
+        for i, n in enumerate(lengths):
+            assert np.concatenate(found[i]).tobytes() == whole[: 40 * n].tobytes()
+
+
+async def test_the_asyncio_frame_stream_comes_back_too(zoo: Path, rows: np.ndarray) -> None:
+    with host(zoo) as server:
+        whole = await asyncio.to_thread(undisturbed, server.address, network.NAME, rows[:20])
+        async with cellar_client.AsyncClient(server.address, timeout=30) as client:
+            stream = await client.stream(network.NAME)
+            await stream.open(3)
+            found = []
+            for t, row in enumerate(rows[:20]):
+                if t == 9:
+                    await asyncio.to_thread(server.kill)
+                    await asyncio.to_thread(server.start)
+                found.append(np.asarray((await stream.step(np.repeat(row[None], 3, 0))).outputs))
+            await stream.close()
+    assert {np.stack(found)[:, i].tobytes() for i in range(3)} == {whole.tobytes()}
+
+
+def test_a_generation_goes_on_through_a_kill_with_the_same_tokens(tmp_path: Path) -> None:
+    act = "inform(name='red door cafe';goodformeal='breakfast';area='cathedral hill';kidsallowed='no')"
+    options = {"temperature": 0.8, "max_steps": 40, "seed": 11}
+    with host(ZOO) as server, cellar_client.Client(server.address, timeout=30) as client:
+        expected = [token.id for token in client.generate("describe", act, **options)]
+        for session_id in ("", "story"):
+            generation = client.generate("describe", act, session_id=session_id, **options)
+            held = [next(generation).id for _ in range(3)]
+            server.kill()
+            server.start()
+            assert held + [token.id for token in generation] == expected
+            assert generation.finish == "end"

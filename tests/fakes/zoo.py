@@ -11,9 +11,9 @@ from google.protobuf import json_format
 from onnx import TensorProto, checker, helper
 
 
-def write_counter(folder: Path, name: str = "counter", *, time: object = "time") -> Path:
+def write_counter(folder: Path, name: str = "counter", *, version: int = 1, time: object = "time") -> Path:
     """An entry whose y is the running sum of x: float32 [batch, time, 2], the state the last sum."""
-    entry = folder / name / "1"
+    entry = folder / name / str(version)
     entry.mkdir(parents=True)
     value = helper.make_tensor_value_info
     nodes = [
@@ -40,7 +40,7 @@ def write_counter(folder: Path, name: str = "counter", *, time: object = "time")
     manifest = Manifest(
         format=1,
         name=name,
-        version=1,
+        version=version,
         mode=MANY_TO_MANY_ALIGNED,
         description="Running sums.",
         state_size=2,

@@ -212,6 +212,21 @@ def test_a_server_that_lost_its_lease_neither_answers_nor_writes(durability: str
     assert b.step(other, 2, [1.0]).outputs.ravel().tolist() == [12]
 
 
+def test_the_fence_holds_where_clocks_do_not_agree() -> None:
+    """A server that believes in its lease when the others do not: its writes come under an old fence."""
+    shelf = Shelf()
+    a, b = (Server(FakeStore(shelf, name, is_shared=True)) for name in "ab")
+    handle = a.open("s")
+    a.step(handle, 0, [1.0])
+    shelf.alive.discard("a")
+    other, _ = b.resume("s")
+    b.step(other, 1, [5.0])
+    assert why(a.step(handle, 1, [10.0])) == "LEASE_LOST"
+    a.cycle()
+    assert not a.bench.directory.has("s")
+    assert b.step(other, 2, [1.0]).outputs.ravel().tolist() == [7]
+
+
 def test_a_lease_that_came_back_in_time_costs_nothing() -> None:
     shelf = Shelf()
     a = Server(FakeStore(shelf, "a", is_shared=True))

@@ -153,10 +153,9 @@ class SessionsFront(sessions_pb2_grpc.SessionsServicer):
 
     def _new_id(self, id: str, context: grpc.aio.ServicerContext) -> str:
         """The id under which a new session is kept; minted where the caller names none."""
-        scope = self.registry.callers.scope(context)
-        if id:
-            check_id(id)
-        return scope + (id or mint())
+        new_id = self.registry.callers.id_of(context, id or mint())
+        check_id(new_id)
+        return new_id
 
     async def _reserve(self, id: str) -> None:
         errors = await self.registry.holding.reserve([id])
