@@ -21,8 +21,8 @@ from cellar_client.errors import (
     SessionNotFound,
     StoreFailed,
     Unavailable,
+    ended,
     from_error,
-    from_rpc,
     typed,
 )
 from cellar_client.frames import FrameAnswer, FrameBook, rows_repeated
@@ -67,7 +67,7 @@ class AsyncWire:
                     if frame_id in self._waiting:
                         self._waiting[frame_id].put_nowait((kind, frame_id, message))
         except grpc.RpcError as failure:
-            error = from_rpc(failure)
+            error = ended(failure)
         self.error = error
         for each in set(self._waiting.values()):
             each.put_nowait(error)
@@ -161,7 +161,9 @@ class AsyncClient:
             try:
                 with typed():
                     call = getattr(getattr(link, service), method)
-                    return await call(request, timeout=patience.left_s, metadata=self._metadata)
+                    answer = await call(request, timeout=patience.left_s, metadata=self._metadata)
+                self._links.has_answered = True
+                return answer
             except CellarError as error:
                 if not tries.may_repeat(error):
                     raise

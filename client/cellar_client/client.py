@@ -84,7 +84,9 @@ class Client:
             try:
                 with typed():
                     call = getattr(getattr(link, service), method)
-                    return call(request, timeout=patience.left_s, metadata=self._metadata)
+                    answer = call(request, timeout=patience.left_s, metadata=self._metadata)
+                self._links.has_answered = True
+                return answer
             except CellarError as error:
                 if not tries.may_repeat(error):
                     raise

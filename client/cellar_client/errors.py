@@ -238,6 +238,12 @@ def from_rpc(error: grpc.RpcError) -> CellarError:
     return Unavailable(f"no answer from the server ({code.name}: {details})")
 
 
+def ended(error: grpc.RpcError) -> CellarError:
+    """Why a stream is over. One that this side cancelled, to go to another server, is no answer like any other."""
+    found = from_rpc(error)
+    return Unavailable("the stream was left") if type(found) is Cancelled else found
+
+
 @contextmanager
 def typed() -> Iterator[None]:
     """Errors of gRPC as these."""

@@ -36,6 +36,7 @@ class Links:
         self._connect = connect
         self._links: dict[str, Link] = {}
         self._at = 0
+        self.has_answered = False  # some server has: a service that is away will be there again
 
     def __len__(self) -> int:
         return len(self._addresses)
@@ -69,15 +70,16 @@ class Links:
 
 
 class Tries:
-    """How often a call without a session of its own is made: once at every server that does not answer, and again
-    where the server says when."""
+    """How often a call without a session of its own is made: again where the server says when, or where there was an
+    answer before; at a service that never gave one, once at every server."""
 
     def __init__(self, links: Links) -> None:
+        self._links = links
         self._left = len(links)
 
     def may_repeat(self, error: CellarError) -> bool:
         """Whether the call should be made again, after the delay that the error names."""
-        if isinstance(error, Unavailable):
+        if isinstance(error, Unavailable) and not self._links.has_answered:
             self._left -= 1
             return self._left > 0
         return is_passing(error)

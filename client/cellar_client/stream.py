@@ -14,7 +14,7 @@ import grpc
 from cellar_proto.v1 import inference_pb2_grpc, sessions_pb2
 from cellar_proto.v1.inference_pb2 import OpenedSessions, StreamRequest, StreamResponse
 
-from cellar_client.errors import CellarError, DeadlineExceeded, Unavailable, from_error, from_rpc, typed
+from cellar_client.errors import CellarError, DeadlineExceeded, Unavailable, ended, from_error, typed
 from cellar_client.frames import FrameAnswer, FrameBook, rows_repeated
 from cellar_client.links import Links
 from cellar_client.messages import Codec
@@ -40,7 +40,7 @@ class Wire:
             for response in self._call:
                 self._hand_out(response)
         except grpc.RpcError as failure:
-            error = from_rpc(failure)
+            error = ended(failure)
         with self._lock:
             self.error = error
             waiting = list(self._waiting.values())
