@@ -369,6 +369,9 @@ class AsyncSession(SessionBook):
     async def _answer(self, chunk: Chunk, timeout_s: float) -> Emissions:
         """The answer to a chunk, however often the server went away meanwhile."""
         patience = Patience(timeout_s)
+        while self._replay.is_full:
+            await asyncio.sleep(patience.pause_s(Unavailable("what was sent is not durable yet")))
+            self._stored((await self.info()).durable_position)
         while True:
             link = self._client._links.current
             try:

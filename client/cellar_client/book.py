@@ -29,7 +29,7 @@ class SessionBook:
         self.keep = keep
         self._handle = 0
         self._is_closed = False
-        self._replay = Replay(position)
+        self._replay = Replay(position, drops=not codec.info.durability)
         self._options = SessionOptions()
 
     def _parts(self, x: Any) -> list[tuple[bytes, int]]:
@@ -57,6 +57,11 @@ class SessionBook:
             request.options.CopyFrom(self._options)
         return StreamRequest(open=request)
 
+    def _stored(self, durable_position: int) -> None:
+        """The server holds the session up to here, whatever happens to it."""
+        self.durable_position = durable_position
+        self._replay.settle(durable_position)
+
     def _took(self, chunk: Chunk, frame_id: int, answer: Answer) -> Emissions:
         """A chunk was answered: float32 [emissions, ...]."""
         (row,) = rows_of(answer, frame_id)
@@ -64,8 +69,7 @@ class SessionBook:
         self.position = answer.positions[row]
         self._replay.add(chunk)
         if answer.durable_positions:
-            self.durable_position = column(answer.durable_positions, len(answer.handles))[row]
-            self._replay.settle(self.durable_position)
+            self._stored(column(answer.durable_positions, len(answer.handles))[row])
         at = sum(lengths[:row])
         return self._codec.decode(answer.outputs)[at : at + lengths[row]]
 

@@ -13,7 +13,7 @@ from cellar_proto.v1 import inference_pb2, models_pb2, sessions_pb2
 
 from cellar_client.book import SessionBook, checked, rows_of
 from cellar_client.emissions import Emissions
-from cellar_client.errors import CellarError, SessionNotFound, StoreFailed, typed
+from cellar_client.errors import CellarError, SessionNotFound, StoreFailed, Unavailable, typed
 from cellar_client.generation import GenerationBook, generate_request
 from cellar_client.links import Link, Links, Tries
 from cellar_client.messages import (
@@ -345,6 +345,9 @@ class Session(SessionBook):
     def _answer(self, chunk: Chunk, timeout_s: float) -> Emissions:
         """The answer to a chunk, however often the server went away meanwhile."""
         patience = Patience(timeout_s)
+        while self._replay.is_full:
+            time.sleep(patience.pause_s(Unavailable("what was sent is not durable yet")))
+            self._stored((self.info()).durable_position)
         while True:
             link = self._client._links.current
             try:

@@ -17,7 +17,8 @@ from cellar_client.errors import (
     Unavailable,
 )
 
-# Bytes of one session's chunks that are kept; older ones go, and with them the way back to before them.
+# Bytes of one session's chunks that are kept. Where nothing is stored older ones go, and with them the way back to
+# before them; where something is, the sender waits until more is durable.
 MAX_BYTES = 16 << 20
 
 
@@ -70,18 +71,24 @@ class Chunk:
 class Replay:
     """Answered chunks from the durable position on, oldest first."""
 
-    def __init__(self, position: int, max_bytes: int = MAX_BYTES) -> None:
+    def __init__(self, position: int, *, drops: bool, max_bytes: int = MAX_BYTES) -> None:
         self._chunks: deque[Chunk] = deque()
         self._num_bytes = 0
         self._max_bytes = max_bytes
+        self._drops = drops
         self.first = position  # from which on everything is held
 
     def add(self, chunk: Chunk) -> None:
         """A chunk was answered."""
         self._chunks.append(chunk)
         self._num_bytes += len(chunk.data)
-        while self._num_bytes > self._max_bytes:
+        while self._drops and self._num_bytes > self._max_bytes:
             self._drop()
+
+    @property
+    def is_full(self) -> bool:
+        """Nothing more should be sent until more is durable."""
+        return self._num_bytes > self._max_bytes
 
     def settle(self, durable_position: int) -> None:
         """The server holds the session up to here, whatever happens to it."""

@@ -7,6 +7,7 @@ import gc
 import json
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import cellar_client
@@ -16,8 +17,10 @@ import pytest
 from cellar_client import AsyncClient, CellarError, Client, Emissions
 from cellar_client.cli import main
 from cellar_client.errors import CLASSES, from_error
-from cellar_client.stream import FrameBook
-from cellar_proto.v1.inference_pb2 import FrameError, OpenedSessions
+from cellar_client.frames import FrameBook
+from cellar_client.messages import Codec
+from cellar_client.replay import Chunk, Replay
+from cellar_proto.v1.inference_pb2 import Answer, FrameError, OpenedSessions
 from cellar_proto.v1.reason_pb2 import Error, Reason
 
 
@@ -310,3 +313,41 @@ def test_another_server_is_asked_where_the_first_does_not_answer(address: str) -
         client.models()
     with pytest.raises(ValueError, match="address"):
         Client([])
+
+
+def test_what_is_kept_to_be_sent_again_is_bounded() -> None:
+    def chunks(replay: Replay) -> None:
+        for start in range(0, 50, 10):
+            replay.add(Chunk(start, bytes(40), 10, False))
+
+    # nothing is stored: the oldest go, and the way back to before them
+    replay = Replay(0, drops=True, max_bytes=100)
+    chunks(replay)
+    assert (replay.first, replay.is_full) == (30, False)
+    with pytest.raises(cellar_client.errors.SessionLost):
+        replay.since(20, 50)
+    assert [chunk.start for chunk in replay.since(40, 50)] == [40]
+    # something is: nothing goes before it is durable, and the sender waits
+    replay = Replay(0, drops=False, max_bytes=100)
+    chunks(replay)
+    assert (replay.first, replay.is_full) == (0, True)
+    replay.settle(30)
+    assert (replay.first, replay.is_full) == (30, False)
+
+
+def test_a_frame_stream_waits_where_what_it_sent_is_not_durable(client: Client) -> None:
+    book = FrameBook(Codec(replace(client._codec("counter", 0).info, durability="interval")), max_bytes=60)
+    book._take_opened(OpenedSessions(ids=["a", "b"], handles=[1, 2], positions=[0, 0]))
+    for number in range(1, 6):
+        book._frame_request(number, np.ones((2, 2)), None, None, 0, False, False)
+        answer = Answer(
+            frame_ids=[number], handles=[1, 2], starts=[number - 1] * 2, positions=[number] * 2, lengths=[1]
+        )
+        answer.outputs.shape.extend([2, 2])
+        answer.outputs.data = bytes(16)
+        answer.durable_positions.extend([2 if number == 5 else 0] * 2)
+        taken = book._take("answer", number, answer)
+        assert taken is not None
+        assert book._is_full == (16 * number > 60 and number < 5)
+    assert book._num_bytes == 48
+    assert book._first.tolist() == [2, 2]

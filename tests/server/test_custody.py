@@ -144,6 +144,20 @@ def test_a_session_that_outlived_its_limit_in_the_store_is_told_as_expired() -> 
     assert later.sessions.core.counts.sessions_expired == 1
 
 
+def test_a_session_that_was_to_end_with_its_stream_has_its_grace_after_a_restart() -> None:
+    server = Server(FakeStore())
+    server.open("a", grace_s=30.0)
+    server.open("b", grace_s=30.0)
+    server.cycle()
+    after = Server(FakeStore(server.store.shelf))
+    after.resume("b")
+    after.bench.clock.now += 31
+    after.sessions.expire()
+    assert after.sessions.get("b").position == 0
+    with pytest.raises(CellarError, match="nobody took it up within 30 s"):
+        after.sessions.get("a")
+
+
 def test_ends_are_stored_at_once_whatever_the_level() -> None:
     server = Server(FakeStore(), "interval", store_interval_s=100)
     server.open("a")
