@@ -436,7 +436,8 @@ class AsyncSession(SessionBook):
     async def close(self) -> None:
         """Ends the session on the server and forgets its state."""
         self._is_closed = True
-        await self._client.close_session(self.id)
+        with suppress(SessionNotFound):  # a server lost it: it is gone, as it should be
+            await self._client.close_session(self.id)
 
 
 class AsyncFrameStream(FrameBook):
@@ -565,9 +566,17 @@ class AsyncFrameStream(FrameBook):
 
     async def close_sessions(self) -> None:
         """Closes all sessions of the stream; what is not answered yet is not waited for."""
-        frame_id = self._next_id()
-        await self._wire.ask(frame_id, self._close_request(frame_id), self._timeout_s)
-        self._forget_sessions()
+        patience = Patience(self._timeout_s)
+        while self.ids:
+            try:
+                if self._torn:
+                    rows = sorted(self._torn)
+                    self._reattached_to_close(rows, await self._reopen(rows, patience, resume=True))
+                frame_id = self._next_id()
+                await self._wire.ask(frame_id, self._close_request(frame_id), patience.left_s)
+                self._forget_sessions()
+            except CellarError as error:
+                await self._wait_out(error, patience)
 
     async def close(self) -> None:
         """Ends the stream; its sessions stay open until their idle limit."""

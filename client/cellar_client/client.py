@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import Any
 
 import grpc
@@ -410,4 +411,5 @@ class Session(SessionBook):
     def close(self) -> None:
         """Ends the session on the server and forgets its state."""
         self._is_closed = True
-        self._client.close_session(self.id)
+        with suppress(SessionNotFound):  # a server lost it: it is gone, as it should be
+            self._client.close_session(self.id)

@@ -175,7 +175,7 @@ class FrameBook:
         return list(opened.ids)
 
     def _close_request(self, frame_id: int) -> StreamRequest:
-        return StreamRequest(close=CloseSessions(frame_id=frame_id, handles=self.handles.tolist()))
+        return StreamRequest(close=CloseSessions(frame_id=frame_id, handles=self.handles[self.handles > 0].tolist()))
 
     def _next_id(self) -> int:
         self._number += 1
@@ -405,6 +405,15 @@ class FrameBook:
                 self._place[opened.handles[i]] = place
         self._torn.difference_update(rows)
         return missing, standing
+
+    def _reattached_to_close(self, rows: Sequence[int], opened: OpenedSessions) -> None:
+        """Sessions were taken up again to be closed: those that are no more need not be."""
+        for error in opened.errors:
+            found = from_error(error.error)
+            if is_passing(found):
+                raise found
+        self.handles[list(rows)] = np.array(opened.handles, np.uint64)
+        self._torn.difference_update(rows)
 
     def _lost_chunks(self, standing: dict[int, int]) -> Iterator[tuple[_Sent, np.ndarray]]:
         """Answered chunks that the server does not have any more, in order: the frame and which of its rows."""

@@ -252,9 +252,17 @@ class FrameStream(FrameBook):
 
     def close_sessions(self) -> None:
         """Closes all sessions of the stream; what is not answered yet is not waited for."""
-        frame_id = self._next_id()
-        self._wire.ask(frame_id, self._close_request(frame_id), self._timeout_s)
-        self._forget_sessions()
+        patience = Patience(self._timeout_s)
+        while self.ids:
+            try:
+                if self._torn:
+                    rows = sorted(self._torn)
+                    self._reattached_to_close(rows, self._reopen(rows, patience, resume=True))
+                frame_id = self._next_id()
+                self._wire.ask(frame_id, self._close_request(frame_id), patience.left_s)
+                self._forget_sessions()
+            except CellarError as error:
+                self._wait_out(error, patience)
 
     def close(self) -> None:
         """Ends the stream; its sessions stay open until their idle limit."""

@@ -110,7 +110,8 @@ class FakeStore:
 
     def read(self, model: str, version: int) -> Iterator[Entry]:
         if not self.is_shared:
-            yield from [e for e in self.entries.values() if (e.model, e.version) == (model, version)]
+            for entry in [e for e in self.entries.values() if (e.model, e.version) == (model, version)]:
+                yield replace(entry, fence=self._claims.add(entry.id))
 
     def purge(self, now_s: float) -> list[tuple[str, int]]:
         return []
