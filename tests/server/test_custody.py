@@ -241,6 +241,35 @@ def test_the_fence_holds_where_clocks_do_not_agree() -> None:
     assert b.step(other, 2, [1.0]).outputs.ravel().tolist() == [7]
 
 
+@pytest.mark.parametrize("ask", ["get", "resume", "close", "fork", "export", "open"])
+def test_whoever_asks_first_after_a_gap_gets_nothing_stale(ask: str) -> None:
+    """The lease is there again, and the engine has not had a cycle since."""
+    shelf = Shelf()
+    a, b = (Server(FakeStore(shelf, name, is_shared=True)) for name in "ab")
+    handle = a.open("s", token=b"t" * 16)
+    a.step(handle, 0, [1.0])
+    a.store.lapse()
+    other, _ = b.resume("s")
+    b.step(other, 1, [5.0])
+    a.store.renew()
+    verbs = {
+        "get": lambda: a.sessions.get("s"),
+        "resume": lambda: a.sessions.open(["s"], resume=True, stream=1)[0],
+        "close": lambda: a.sessions.close("s"),
+        "fork": lambda: a.sessions.fork("s"),
+        "export": lambda: a.sessions.export("s"),
+        "open": lambda: a.sessions.open(["s"], token=b"t" * 16)[0],
+    }
+    try:
+        found = verbs[ask]()
+    except CellarError as error:
+        found = error
+    assert reason_of(found) == "LEASE_LOST"
+    assert a.sessions.close_handles(1, [handle])[0][0] == 0
+    a.cycle()
+    assert b.sessions.get("s").position == 2
+
+
 def test_a_lease_that_came_back_in_time_costs_nothing() -> None:
     shelf = Shelf()
     a = Server(FakeStore(shelf, "a", is_shared=True))
@@ -540,6 +569,9 @@ class Replicas(RuleBasedStateMachine):
         paused.store.renew()
         if handle and data.draw(st.booleans()):
             assert why(paused.step(handle, position, [99.0])) == "LEASE_LOST"
+        elif handle:
+            (found,) = paused.sessions.open([id], resume=True)
+            assert reason_of(found) == "LEASE_LOST"
         paused.cycle()
 
     @invariant()

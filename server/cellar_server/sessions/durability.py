@@ -83,8 +83,23 @@ class Durability:
 
     def check_held(self) -> None:
         """CellarError LEASE_LOST where another server may have the sessions of this one."""
-        if self.store is not None and not self.store.is_held:
+        if self.store is None:
+            return
+        if self.store.is_held and self.store.term != self._term:
+            self._check()
+        if not self._is_held:
             raise _not_held()
+
+    @property
+    def _is_held(self) -> bool:
+        """The lease is there, and since it was lost last the claims were checked."""
+        return self.store is None or (self.store.is_held and self.store.term == self._term)
+
+    def check_slot(self, slot: int) -> None:
+        """The same for one session that is here: CellarError LEASE_LOST where another server has it."""
+        self.check_held()
+        if slot in self.lost:
+            raise lost(id_of(self.core.table.key[slot]))
 
     def change(self, slots: np.ndarray) -> None:
         """Sessions [n] are not in the store as they stand."""
@@ -189,7 +204,6 @@ class Durability:
         try:
             lost, missing = self.store.check(list(slot_by_id))
         except StoreError:
-            self._lose(())
             return  # the next cycle tries again; until then nothing is answered
         self._term = term
         self._lose(slot_by_id[id] for id in lost)
@@ -210,7 +224,7 @@ class Durability:
     def _stamp(self) -> None:
         assert self.store is not None
         table = self.core.table
-        is_held = self.store.is_held and self.store.term == self._term
+        is_held = self._is_held
         for reply in self.core.replies:
             if not isinstance(reply, AnswerReply):
                 continue

@@ -108,7 +108,7 @@ class Generations:
                 directory.engine_of(request.session_id)  # raises with the reason
             return None
         slot = directory.slot_of(request.session_id, core.number)
-        core.durability.check_held()
+        core.durability.check_slot(slot)
         kept = self._kept[slot]
         is_free = kept.is_fork and request.position == len(kept.ids)
         if (request.text, request.condition) != (kept.request.text, kept.request.condition) or not (

@@ -79,8 +79,9 @@ class Verbs:
 
     def _slot(self, id: str) -> int:
         """CellarError SESSION_NOT_FOUND, SESSION_EXPIRED, SESSION_CLOSED, LEASE_LOST."""
-        self.durability.check_held()
-        return self.core.directory.slot_of(id, self.core.number)
+        slot = self.core.directory.slot_of(id, self.core.number)
+        self.durability.check_slot(slot)
+        return slot
 
     # -- open and look -------------------------------------------------------------------------------------------
 
@@ -143,7 +144,7 @@ class Verbs:
         """The slot of a session that a request with this token has made before."""
         self.durability.check_held()
         if token and self.core.directory.has(id):
-            slot = self.core.directory.slot_of(id, self.core.number)
+            slot = self._slot(id)
             if self.core.table.tokens.get(slot) == token:
                 return slot
         return None
@@ -244,6 +245,9 @@ class Verbs:
                 results.append((0, core.table.why_void(handle)))
                 continue
             slot = int(slots[0])
+            if slot in self.durability.lost:
+                results.append((0, durabilities.lost(id_of(core.table.key[slot]))))
+                continue
             info = self._info(slot)
             self._end(slot, closed(info.id), core.clock(), (core.number, b"", info))
             results.append((info.position, None))
