@@ -12,7 +12,7 @@ from google.protobuf.message import DecodeError
 
 from cellar_server.errors import CellarError
 from cellar_server.sessions.core import Core
-from cellar_server.sessions.directory import id_of, key_of, shown
+from cellar_server.sessions.directory import key_of, shown
 from cellar_server.sessions.durability import Durability
 from cellar_server.store.base import Entry
 
@@ -103,7 +103,7 @@ class Custody:
             durability.change(np.array(chosen))  # so that it is tried again
             return []
         gone = [slot for slot in chosen if slot not in durability.lost]
-        store.release([id_of(table.key[slot]) for slot in gone])
+        store.release([table.id_of(slot) for slot in gone])
         return gone
 
     def least_recent(self, keep: int) -> list[int]:

@@ -11,7 +11,9 @@ from typing import Any
 
 from cellar_proto.v1.reason_pb2 import Reason
 
+from cellar_server.config import MAX_SESSIONS
 from cellar_server.errors import CellarError
+from cellar_server.sessions.index import Index
 
 _HEX = re.compile(r"[0-9a-f]{32}")
 _SLOT_BITS = 40
@@ -59,7 +61,7 @@ class Directory:
 
     def __init__(self) -> None:
         self._engines: list[Any] = []
-        self._places: dict[str | int, int] = {}
+        self._places = Index(MAX_ENGINES * MAX_SESSIONS // 64)
         self._ended: OrderedDict[str | int, tuple[CellarError, Any]] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -83,12 +85,11 @@ class Directory:
     def claim(self, key: str | int, engine: int, slot: int) -> bool:
         """Takes an id for a slot of an engine; False where it is taken."""
         place = engine << _SLOT_BITS | slot
-        if self._places.setdefault(key, place) != place:
-            return False
-        if self._ended:
-            with self._lock:
+        with self._lock:
+            is_free = self._places.add(key, place)
+            if is_free and self._ended:
                 self._ended.pop(key, None)
-        return True
+        return is_free
 
     def slot_of(self, id: str, engine: int) -> int:
         """Slot of a session of this engine; CellarError SESSION_NOT_FOUND, SESSION_EXPIRED, SESSION_CLOSED."""
@@ -102,11 +103,13 @@ class Directory:
         return self._engines[self._place(id) >> _SLOT_BITS]
 
     def has(self, id: str) -> bool:
-        return key_of(id) in self._places
+        with self._lock:
+            return key_of(id) in self._places
 
     def _place(self, id: str) -> int:
         key = key_of(id)
-        place = self._places.get(key)
+        with self._lock:
+            place = self._places.get(key)
         if place is None:
             ended = self._ended.get(key)
             if ended is not None:
@@ -117,8 +120,8 @@ class Directory:
 
     def release(self, key: str | int, error: CellarError, receipt: Any = None) -> None:
         """Frees an id and remembers why; `receipt` answers a repeated close."""
-        self._places.pop(key, None)
         with self._lock:
+            self._places.remove(key)
             self._ended[key] = (error, receipt)
             if len(self._ended) > MAX_ENDED:
                 self._ended.popitem(last=False)
@@ -138,7 +141,7 @@ class Directory:
         engines = self._engines
         found = (
             (shown(id), place)
-            for key, place in list(self._places.items())
+            for key, place in self._entries()
             if _is_in(scope, id := id_of(key))
             and shown(id) > after
             and (model is None or engines[place >> _SLOT_BITS].name == model)
@@ -151,8 +154,12 @@ class Directory:
             return len(self._places)
         return sum(
             _is_in(scope, id_of(key)) and (model is None or self._engines[place >> _SLOT_BITS].name == model)
-            for key, place in list(self._places.items())
+            for key, place in self._entries()
         )
+
+    def _entries(self) -> list[tuple[str | int, int]]:
+        with self._lock:
+            return self._places.items()
 
 
 def _is_in(scope: str, id: str) -> bool:

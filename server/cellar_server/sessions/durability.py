@@ -12,7 +12,7 @@ from cellar_proto.v1.reason_pb2 import Reason
 
 from cellar_server.errors import CellarError
 from cellar_server.sessions.core import Core
-from cellar_server.sessions.directory import id_of, shown
+from cellar_server.sessions.directory import shown
 from cellar_server.sessions.messages import AnswerReply
 from cellar_server.sessions.states import States
 from cellar_server.sessions.table import slot_of
@@ -115,7 +115,7 @@ class Durability:
         """A session is over: it goes from the store, which remembers why. token, receipt: as in End."""
         self.drop(slot)
         if self.store is not None:
-            id = id_of(self.core.table.key[slot])
+            id = self.core.table.id_of(slot)
             self.end_stored(id, self.store.fence_of(id), error, token, receipt, float(self.core.table.max_idle[slot]))
 
     def end_stored(
@@ -179,7 +179,7 @@ class Durability:
     def _entry(self, slot: int) -> Entry:
         table, manifest, now = self.core.table, self.core.model.manifest, self.core.clock()
         assert self.store is not None
-        id = id_of(table.key[slot])
+        id = table.id_of(slot)
         left_s = float(table.max_idle[slot]) - (now - float(table.last_use[slot]))
         if table.max_age[slot]:
             left_s = min(left_s, float(table.max_age[slot]) - (now - float(table.opened[slot])))
@@ -199,7 +199,7 @@ class Durability:
         assert self.store is not None
         table = self.core.table
         slots = np.flatnonzero(table.is_open[: table.num_touched]).tolist()
-        slot_by_id = {id_of(table.key[slot]): slot for slot in slots}
+        slot_by_id = {table.id_of(slot): slot for slot in slots}
         term = self.store.term
         try:
             lost, missing = self.store.check(list(slot_by_id))

@@ -10,7 +10,6 @@ from cellar_server.scheduler.work import Kind
 from cellar_server.sessions.columns import Chunks, Columns
 from cellar_server.sessions.content import Content
 from cellar_server.sessions.core import Core
-from cellar_server.sessions.directory import id_of
 from cellar_server.sessions.durability import lost
 from cellar_server.sessions.messages import UNARY_STREAM, FrameReply, FrameRequest
 from cellar_server.sessions.outbox import Outbox
@@ -123,7 +122,7 @@ class Frames:
         errors |= {i: error for i, error in columns.errors.items() if i not in errors}
         if self.departing:
             for i in [i for i, each in enumerate(slot.tolist()) if each in self.departing]:
-                errors.setdefault(i, lost(id_of(table.key[slot[i]])))
+                errors.setdefault(i, lost(table.id_of(slot[i])))
         odd = start != table.accepted[slot]
         if self.content.is_text:
             odd |= length == 0

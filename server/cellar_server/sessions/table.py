@@ -10,6 +10,7 @@ from cellar_proto.v1.reason_pb2 import Reason
 from cellar_server.config import MAX_SESSIONS
 from cellar_server.errors import CellarError
 from cellar_server.scheduler.work import reserve
+from cellar_server.sessions.directory import id_of
 
 # How many void handles are remembered with the reason of their end.
 MAX_VOID = 10_000
@@ -41,7 +42,7 @@ def span(places: np.ndarray) -> np.ndarray | slice:
 class Table:
     """Sessions by slot. Every column is [capacity] and untouched memory until a slot is used.
 
-    state: float32 [capacity, S], the arena, which never moves; key: the id as the directory keeps it; ticket: half of
+    state: float32 [capacity, S], the arena, which never moves; ticket: half of
     the one valid handle, 0 for none; stream: whom that handle was issued to; position: input taken in; accepted: the
     same with what waits; durable: the part of it that is stored; in_flight: chunks that wait or run; head, tail: first
     and last of them as rows of work, or -1; last_use, opened: on the engine's clock; max_idle, max_age: limits in
@@ -52,7 +53,10 @@ class Table:
         self.capacity = capacity
         self._base = engine << _ENGINE_BITS
         self.state = reserve(capacity, state_size)
-        self.key = np.zeros(capacity, dtype=object)
+        # ids of 32 hexadecimal digits as two halves; of all others their names, by slot
+        self._key_high = np.zeros(capacity, np.uint64)
+        self._key_low = np.zeros(capacity, np.uint64)
+        self._names: dict[int, str] = {}
         self.is_open = np.zeros(capacity, np.bool_)
         self.ticket = np.zeros(capacity, np.uint32)
         self.stream = np.zeros(capacity, np.uint32)
@@ -99,7 +103,10 @@ class Table:
         else:
             self._fresh += 1
         self.state[slot] = start
-        self.key[slot] = key
+        if isinstance(key, str):
+            self._names[slot] = key
+        else:
+            self._key_high[slot], self._key_low[slot] = key >> 64, key & (1 << 64) - 1
         self.is_open[slot] = True
         self.ticket[slot] = self.stream[slot] = 0
         self.position[slot] = self.accepted[slot] = self.in_flight[slot] = 0
@@ -111,6 +118,15 @@ class Table:
         self.max_age[slot] = max_age
         self.num_open += 1
         return slot
+
+    def key_of(self, slot: int) -> str | int:
+        """What the directory keeps an open session under."""
+        name = self._names.get(slot)
+        return int(self._key_high[slot]) << 64 | int(self._key_low[slot]) if name is None else name
+
+    def id_of(self, slot: int) -> str:
+        """The id of an open session."""
+        return id_of(self.key_of(slot))
 
     def handle(self, slot: int) -> int:
         """The one valid handle of a slot that has one."""
@@ -176,7 +192,7 @@ class Table:
         """Ends a session and frees its slot; its handle answers with `error` from now on."""
         self.void(slot, error)
         self.is_open[slot] = False
-        self.key[slot] = None
+        self._names.pop(slot, None)
         self.held.pop(slot, None)
         self.tokens.pop(slot, None)
         self.graces.pop(slot, None)

@@ -16,7 +16,7 @@ from cellar_server.errors import CellarError
 from cellar_server.sessions import durability as durabilities
 from cellar_server.sessions.core import Core
 from cellar_server.sessions.custody import Custody
-from cellar_server.sessions.directory import check_id, id_of, key_of, mint, shown
+from cellar_server.sessions.directory import check_id, key_of, mint, shown
 from cellar_server.sessions.durability import Durability
 from cellar_server.sessions.frames import Frames
 from cellar_server.sessions.generations import Generations
@@ -162,7 +162,7 @@ class Verbs:
     def _info(self, slot: int) -> SessionInfo:
         table, now = self.core.table, self.core.clock()
         return SessionInfo(
-            id_of(table.key[slot]),
+            table.id_of(slot),
             int(table.position[slot]),
             now - float(table.opened[slot]),
             now - float(table.last_use[slot]),
@@ -286,7 +286,7 @@ class Verbs:
         self.durability.drop(slot)
         self.custody.departing.discard(slot)
         core.answers.reset(slot)
-        core.directory.release(table.key[slot], error, receipt)
+        core.directory.release(table.key_of(slot), error, receipt)
         table.close(slot, error)
 
     def expire(self) -> float:
@@ -303,7 +303,7 @@ class Verbs:
                 what = f"it was open for {age:.1f} s, its limit is {max_age:g} s"
             else:
                 what = f"its stream ended, and nobody took it up within {table.graces[slot]:g} s"
-            id = shown(id_of(table.key[slot]))
+            id = shown(table.id_of(slot))
             error = CellarError(Reason.SESSION_EXPIRED, f"session {id!r} has expired: {what}")
             log.info("session %s of %s expired: %s", id, core.model.manifest.name, what)
             self._end(slot, error, now)
@@ -330,15 +330,15 @@ class Verbs:
         core, custody, durability = self.core, self.custody, self.durability
         now = core.clock()
         for slot in [slot for slot in durability.lost if core.table.is_open[slot]]:
-            error = durabilities.lost(id_of(core.table.key[slot]))
-            log.warning("session %s of %s: %s", shown(id_of(core.table.key[slot])), self._name, error.message)
+            error = durabilities.lost(core.table.id_of(slot))
+            log.warning("session %s of %s: %s", shown(core.table.id_of(slot)), self._name, error.message)
             core.counts.end(error.reason)
             self._leave(slot, error, now)
         durability.lost.clear()
         if not custody.departing:
             return
         for slot in custody.departing:
-            self.generations.rest(slot, durabilities.lost(id_of(core.table.key[slot])), now)
+            self.generations.rest(slot, durabilities.lost(core.table.id_of(slot)), now)
         idle = [slot for slot in custody.departing if core.table.in_flight[slot] == 0]
         core.counts.sessions_handed_over += self._put_away(idle, durabilities.lost)
 
@@ -358,7 +358,7 @@ class Verbs:
         now, core = self.core.clock(), self.core
         gone = self.custody.put_away(slots)
         for slot in gone:
-            self._leave(slot, why(id_of(core.table.key[slot])), now)
+            self._leave(slot, why(core.table.id_of(slot)), now)
         return len(gone)
 
     @property
