@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
+from cellar_server.sessions.answers import Answers
 from cellar_server.sessions.index import Index
+from cellar_server.sessions.table import Table
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
@@ -76,3 +78,18 @@ def test_a_number_takes_few_bytes_and_opening_and_closing_does_not_grow_it() -> 
         for place, key in enumerate(keys):
             index.add(key, place)
     assert (len(index), index._fresh, len(index._table)) == (50_000, 50_000, size)
+
+
+def test_a_session_takes_less_than_150_bytes_beside_its_row() -> None:
+    """Every column of the table, the counters of its stored answers, and its place in the index."""
+    capacity = 1000
+    table, answers = Table(capacity, 256, 1), Answers(capacity, 4, (1,), 1 << 16)
+    columns = [
+        value
+        for owner in (table, answers)
+        for value in vars(owner).values()
+        if isinstance(value, np.ndarray) and len(value) == capacity and value is not table.state
+    ]
+    each = sum(column.itemsize for column in columns)
+    assert len(columns) >= 14
+    assert each + 40 <= 150

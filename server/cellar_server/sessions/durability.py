@@ -99,7 +99,7 @@ class Durability:
         """The same for one session that is here: CellarError LEASE_LOST where another server has it."""
         self.check_held()
         if slot in self.lost:
-            raise lost(id_of(self.core.table.key[slot]))
+            raise lost(self.core.table.id_of(slot))
 
     def change(self, slots: np.ndarray) -> None:
         """Sessions [n] are not in the store as they stand."""

@@ -246,7 +246,7 @@ class Verbs:
                 continue
             slot = int(slots[0])
             if slot in self.durability.lost:
-                results.append((0, durabilities.lost(id_of(core.table.key[slot]))))
+                results.append((0, durabilities.lost(core.table.id_of(slot))))
                 continue
             info = self._info(slot)
             self._end(slot, closed(info.id), core.clock(), (core.number, b"", info))
