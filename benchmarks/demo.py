@@ -177,6 +177,29 @@ def scoring(server: Served, folder: Path, story: Story) -> None:
     story.note("scoring", f"{len(rows)} sentences", f"{len(rows) / took_s:.0f} rows/s, accuracy {share:.3f}")
 
 
+def surviving(folder: Path, story: Story) -> None:
+    story.chapter("7  the server is killed, and the session goes on")
+    hours = samples.hours()[:48]
+    store = ["--store", f"sqlite:///{folder}/sessions.db", "--durability", "step"]
+    with served(extra=store) as server, cellar_client.Client(server.address) as client:
+        whole = np.asarray(client.predict("forecast", hours)).reshape(-1)
+        with client.session("forecast") as session:
+            parts = [np.asarray(session.step(hour)).reshape(-1) for hour in hours[:30]]
+            story.check(session.durable_position == 30, "30 hours answered, 30 hours stored")
+            server.process.kill()
+            server.process.wait()
+            killed = time.perf_counter()
+            with served(extra=[*store, "--listen", server.address]) as again:
+                parts += [np.asarray(session.step(hour)).reshape(-1) for hour in hours[30:]]
+                took_s = time.perf_counter() - killed
+                difference = float(np.abs(np.concatenate(parts) - whole).max())
+                story.check(
+                    difference <= 1e-5 * float(np.abs(whole).max()),
+                    f"killed with SIGKILL, started again as process {again.process.pid}: the same 48 answers",
+                )
+    story.note("kill -9", "30 + 18 hours", f"went on after {took_s:.1f} s, difference {difference:.1e}")
+
+
 def tell(story: Story, folder: Path) -> None:
     """All chapters against a server of our own; CheckError where one does not hold."""
     with served() as server:
@@ -192,7 +215,8 @@ def tell(story: Story, folder: Path) -> None:
                 chapter(client, story)
             streaming(client, server, wire, story)
             scoring(server, folder, story)
-        story.chapter("7  the end")
+        surviving(folder, story)
+        story.chapter("8  the end")
         status = server.terminate()
         story.check(status == 0 and server.is_gone(), "the server drained, ended with 0 and is gone")
 
