@@ -192,6 +192,7 @@ def surviving(folder: Path, story: Story) -> None:
             with served(extra=[*store, "--listen", server.address]) as again:
                 parts += [np.asarray(session.step(hour)).reshape(-1) for hour in hours[30:]]
                 took_s = time.perf_counter() - killed
+                session.close()
                 difference = float(np.abs(np.concatenate(parts) - whole).max())
                 story.check(
                     difference <= 1e-5 * float(np.abs(whole).max()),

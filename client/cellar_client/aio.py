@@ -309,10 +309,10 @@ class AsyncClient:
             if not token:
                 return found
 
-    async def close_session(self, session_id: str) -> SessionInfo:
+    async def close_session(self, session_id: str, *, timeout: float | None = None) -> SessionInfo:
         """Closes a session by its id; how it stood."""
         request = sessions_pb2.CloseSessionRequest(id=session_id, request_token=mint_token())
-        return session_info(await self._ask("sessions", "CloseSession", request))
+        return session_info(await self._ask("sessions", "CloseSession", request, timeout))
 
     async def import_session(self, blob: bytes, *, id: str = "", keep: bool = True) -> AsyncSession:
         """A new session from what `export` gave, on this server or another. StateIncompatible says what does not fit,
@@ -347,9 +347,14 @@ class AsyncSession(SessionBook):
     async def __aenter__(self) -> AsyncSession:
         return self
 
-    async def __aexit__(self, *_: object) -> None:
-        if not self.keep and not self._is_closed:
+    async def __aexit__(self, kind: object, *_: object) -> None:
+        if self.keep or self._is_closed:
+            return
+        if kind is None:
             await self.close()
+        else:  # what went wrong is what the caller should see, and soon
+            with suppress(CellarError):
+                await self.close(timeout=1.0)
 
     async def step(self, x: Any = b"", *, end: bool = False, timeout: float | None = None) -> Emissions:
         """Takes in the next steps and answers each: one step [...], steps [time, ...] or a piece of text ->
@@ -433,11 +438,11 @@ class AsyncSession(SessionBook):
         """The hidden state by the names of its parts, each float32 in its own shape (an LSTM layer: h and c)."""
         return state_parts(await self.export())
 
-    async def close(self) -> None:
+    async def close(self, *, timeout: float | None = None) -> None:
         """Ends the session on the server and forgets its state."""
         self._is_closed = True
         with suppress(SessionNotFound):  # a server lost it: it is gone, as it should be
-            await self._client.close_session(self.id)
+            await self._client.close_session(self.id, timeout=timeout)
 
 
 class AsyncFrameStream(FrameBook):

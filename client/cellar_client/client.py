@@ -245,10 +245,10 @@ class Client:
             if not token:
                 return found
 
-    def close_session(self, session_id: str) -> SessionInfo:
+    def close_session(self, session_id: str, *, timeout: float | None = None) -> SessionInfo:
         """Closes a session by its id; how it stood."""
         request = sessions_pb2.CloseSessionRequest(id=session_id, request_token=mint_token())
-        return session_info(self._ask("sessions", "CloseSession", request))
+        return session_info(self._ask("sessions", "CloseSession", request, timeout))
 
     def import_session(self, blob: bytes, *, id: str = "", keep: bool = True) -> Session:
         """A new session from what `export` gave, on this server or another. StateIncompatible says what does not fit,
@@ -324,9 +324,14 @@ class Session(SessionBook):
     def __enter__(self) -> Session:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        if not self.keep and not self._is_closed:
+    def __exit__(self, kind: object, *_: object) -> None:
+        if self.keep or self._is_closed:
+            return
+        if kind is None:
             self.close()
+        else:  # what went wrong is what the caller should see, and soon
+            with suppress(CellarError):
+                self.close(timeout=1.0)
 
     def step(self, x: Any = b"", *, end: bool = False, timeout: float | None = None) -> Emissions:
         """Takes in the next steps and answers each: one step [...], steps [time, ...] or a piece of text ->
@@ -408,8 +413,8 @@ class Session(SessionBook):
         """The hidden state by the names of its parts, each float32 in its own shape (an LSTM layer: h and c)."""
         return state_parts(self.export())
 
-    def close(self) -> None:
+    def close(self, *, timeout: float | None = None) -> None:
         """Ends the session on the server and forgets its state."""
         self._is_closed = True
         with suppress(SessionNotFound):  # a server lost it: it is gone, as it should be
-            self._client.close_session(self.id)
+            self._client.close_session(self.id, timeout=timeout)
