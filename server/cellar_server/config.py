@@ -61,8 +61,8 @@ class Config:
     store_sync: bool = _option(False, "each write is on the disk before it counts (fsync): survives a power loss")
     lease_s: float = _option(5.0, "seconds without Redis after which other servers may take up a server's sessions")
     stall_s: float = _option(30.0, "seconds in one run or one write after which a model's health is NOT_SERVING")
-    tokens: Path = _option(
-        Path(),
+    tokens: str = _option(
+        "",
         "file of callers, a line each: sha256 of a bearer token in hexadecimal, then a name; none: all may call",
     )
     drain_s: float = _option(10.0, "seconds that accepted work gets to finish when the server stops")

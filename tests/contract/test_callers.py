@@ -30,7 +30,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     config = Config(
         listen="127.0.0.1:0",
         models=folder / "zoo",
-        tokens=folder / "tokens",
+        tokens=str(folder / "tokens"),
         store=f"sqlite:///{folder}/s.db",
         durability="step",
     )

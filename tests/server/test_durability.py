@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from cellar_proto.v1.state_pb2 import SessionState
+from cellar_server.sessions import durability
 from cellar_server.sessions.messages import AnswerReply
 from cellar_server.store import open_store
 from cellar_server.store.base import End, Entry, StoreError
@@ -382,3 +383,18 @@ def test_answers_are_the_same_bits_after_a_restart(tmp_path: Path) -> None:
     (replayed,) = cycle(after)
     assert replayed.outputs.tobytes() == straight.outputs.tobytes()
     again.close()
+
+
+def test_ends_that_wait_for_a_broken_store_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(durability, "MAX_ENDS", 5)
+    store = FakeStore()
+    bench = bench_on(store, "interval")
+    store.is_broken = True
+    for i in range(9):
+        bench.sessions.open([f"s{i}"])
+        bench.sessions.close(f"s{i}")
+    cycle(bench)
+    store.is_broken = False
+    bench.clock.now += 5
+    cycle(bench)
+    assert set(store.shelf.ends) == {f"s{i}" for i in range(4, 9)}

@@ -53,6 +53,12 @@ class Holding:
         # one that ended may be opened again
         return {id: error for id, error in errors.items() if error.reason not in _OVER}
 
+    async def settle(self, ids: Sequence[str]) -> None:
+        """Gives back what was reserved and not opened."""
+        unused = [id for id in ids if not self.directory.has(id)] if self.can_hold_more else []
+        if unused:
+            await asyncio.get_running_loop().run_in_executor(None, self._let_go, unused)
+
     async def receipt(self, id: str, token: bytes) -> Session | None:
         """The answer to the close of this token that ended a session, where only the store remembers it."""
         if self.store is None or not token or self.directory.has(id):

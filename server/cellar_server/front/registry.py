@@ -25,7 +25,7 @@ class Registry:
         self.broken: dict[tuple[str, int], CellarError] = {}
         self.leaving: set[tuple[str, int]] = set()  # versions that take no new sessions: they are being unloaded
         self.holding = Holding(self.directory, self.engines)
-        self.callers = Callers(config.tokens if config.tokens != Path() else None)
+        self.callers = Callers(Path(config.tokens) if config.tokens else None)
 
     def find(self, name: str, version: int = 0) -> Engine:
         """The engine of a model, version 0 for the newest that serves; MODEL_NOT_FOUND, MODEL_BROKEN."""

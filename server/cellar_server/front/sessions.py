@@ -44,7 +44,6 @@ class SessionsFront(sessions_pb2_grpc.SessionsServicer):
         try:
             id = self._new_id(request.id, context)
             engine = self.registry.find_for_new(request.model, request.version)
-            await self._reserve(id)
 
             def open_one(sessions: Any) -> SessionInfo:
                 opened = sessions.open(
@@ -58,7 +57,7 @@ class SessionsFront(sessions_pb2_grpc.SessionsServicer):
                     raise opened
                 return sessions.get(id)
 
-            return await self._ask(engine, open_one)
+            return await self._make(engine, id, open_one)
         except CellarError as error:
             await abort(context, error)
 
@@ -115,9 +114,9 @@ class SessionsFront(sessions_pb2_grpc.SessionsServicer):
         try:
             id, new_id = self.registry.callers.id_of(context, request.id), self._new_id(request.new_id, context)
             engine = await self.registry.holding.engine_of(id)
-            await self._reserve(new_id)
-            return await self._ask(
+            return await self._make(
                 engine,
+                new_id,
                 lambda sessions: sessions.fork(
                     id,
                     new_id,
@@ -144,9 +143,8 @@ class SessionsFront(sessions_pb2_grpc.SessionsServicer):
                 raise CellarError(Reason.STATE_INCOMPATIBLE, "the state names no model version")
             id = self._new_id(request.id, context)
             engine = self.registry.find_for_new(state.model, state.version)
-            await self._reserve(id)
-            return await self._ask(
-                engine, lambda sessions: sessions.import_state(state, id, token=request.request_token)
+            return await self._make(
+                engine, id, lambda sessions: sessions.import_state(state, id, token=request.request_token)
             )
         except CellarError as error:
             await abort(context, error)
@@ -157,10 +155,17 @@ class SessionsFront(sessions_pb2_grpc.SessionsServicer):
         check_id(new_id)
         return new_id
 
-    async def _reserve(self, id: str) -> None:
-        errors = await self.registry.holding.reserve([id])
+    async def _make(self, engine: Engine, id: str, function: Callable[[Any], SessionInfo]) -> Session:
+        """A new session under an id that no other server may take meanwhile."""
+        holding = self.registry.holding
+        errors = await holding.reserve([id])
         if id in errors:
             raise errors[id]
+        try:
+            return await self._ask(engine, function)
+        except CellarError:
+            await holding.settle([id])
+            raise
 
     async def _ask(self, engine: Engine, function: Callable[[Any], SessionInfo]) -> Session:
         found: SessionInfo = await ask(engine, function)

@@ -158,6 +158,8 @@ class StreamSession:
                         token=message.request_token,
                     ),
                 )
+            if not message.resume and any(isinstance(each, CellarError) for each in opened):
+                await registry.holding.settle(found)
             if errors:
                 rest = iter(opened)
                 opened = [errors[id] if id in errors else next(rest) for id in ids]

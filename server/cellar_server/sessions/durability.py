@@ -24,6 +24,8 @@ log = logging.getLogger("cellar_server.durability")
 RETRY_S, MAX_RETRY_S = 0.1, 2.0
 # Seconds for which an end is remembered at least, and a session beyond its limits: to tell what became of it.
 TELL_S = 3600.0
+# Ends that wait for a store that fails; the oldest are forgotten.
+MAX_ENDS = 100_000
 
 
 class Level(Enum):
@@ -123,6 +125,8 @@ class Durability:
     ) -> None:
         """The same for a claimed session that is in the store alone."""
         said = CellarError(error.reason, error.message).to_proto().SerializeToString()
+        if len(self._ends) >= MAX_ENDS:  # a store that fails for long
+            self._ends.pop(next(iter(self._ends)))
         self._ends[id] = End(id, said, token, receipt, self.wall(), max(TELL_S, idle_s), fence)
 
     # -- once a cycle --------------------------------------------------------------------------------------------
