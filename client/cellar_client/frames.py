@@ -27,6 +27,8 @@ from cellar_client.replay import is_passing
 
 # Bytes of one stream's chunks that are kept to be sent again.
 MAX_BYTES = 16 << 20
+# What a kept frame counts for beside its chunks.
+FRAME_BYTES = 1024
 
 
 @dataclass
@@ -71,6 +73,7 @@ class _Sent:
         "is_bulk",
         "left",
         "lengths",
+        "num_bytes",
         "number",
         "pieces",
         "positions",
@@ -100,6 +103,7 @@ class _Sent:
         self.pieces: dict[int, Emissions] = {}
         self.errors: dict[int, CellarError] = {}
         self.positions = starts.copy()
+        self.num_bytes = len(data) + FRAME_BYTES
         self.is_answered = False
         self.aliases = {number}  # every message that it went out in
 
@@ -134,6 +138,8 @@ class FrameBook:
         self._first = np.zeros(0, np.int64)  # from which on everything is held here
         self._gone: dict[int, CellarError] = {}  # why a row's session is no more
         self._num_bytes = 0
+        self._num_unanswered = 0
+        self._whole_here: list[_Sent] = []  # frames whose last rows were answered on this side
         self._number = 0
         self._torn: set[int] = set()  # rows that must be taken up again before anything more is sent
 
@@ -189,7 +195,8 @@ class FrameBook:
         self._sent.clear()
         self._by_wire.clear()
         self._torn.clear()
-        self._num_bytes = 0
+        self._whole_here.clear()
+        self._num_bytes = self._num_unanswered = 0
 
     # -- frames --------------------------------------------------------------------------------------------------
 
@@ -224,7 +231,8 @@ class FrameBook:
         )
         self._sent.append(sent)
         self._by_wire[number] = sent
-        self._num_bytes += len(data)
+        self._num_bytes += sent.num_bytes
+        self._num_unanswered += 1
         self.positions[chosen] += steps
         left = np.arange(len(chosen))
         if self._gone:
@@ -234,12 +242,15 @@ class FrameBook:
 
     def _refuse_gone(self, sent: _Sent) -> None:
         """Rows whose session is no more are answered here."""
+        was_open = sent.left > 0
         for i, place in enumerate(sent.rows.tolist()):
             if place in self._gone and sent.wire_ids[i]:
                 sent.errors[i] = self._gone[place]
                 sent.wire_ids[i] = 0
                 sent.left -= 1
                 self.positions[place] = sent.positions[i] = min(self.positions[place], sent.starts[i])
+        if was_open and not sent.left:
+            self._whole_here.append(sent)
 
     def _message(self, wire_id: int, sent: _Sent, chosen: np.ndarray) -> StreamRequest:
         """Some rows of a frame as a message."""
@@ -277,9 +288,13 @@ class FrameBook:
             if sent.left:
                 return None
             answer = self._gathered(sent)
-        sent.is_answered = True
-        self._settle()
+        self._answered(sent)
         return answer
+
+    def _answered(self, sent: _Sent) -> None:
+        sent.is_answered = True
+        self._num_unanswered -= 1
+        self._settle()
 
     def _whole(self, sent: _Sent, wire_id: int, message: Answer) -> FrameAnswer | None:
         """The answer where one message holds all of it, in order and without an error."""
@@ -344,7 +359,8 @@ class FrameBook:
 
     def _drop(self, sent: _Sent) -> None:
         self._sent.remove(sent)
-        self._num_bytes -= len(sent.data)
+        self._num_bytes -= sent.num_bytes
+        self._num_unanswered -= 1
         self._forget_messages(sent)
 
     def _forget_messages(self, sent: _Sent) -> None:
@@ -359,7 +375,7 @@ class FrameBook:
             if not is_safe and (self._codec.info.durability or self._num_bytes <= self._max_bytes):
                 return
             self._sent.popleft()
-            self._num_bytes -= len(first.data)
+            self._num_bytes -= first.num_bytes
             self._forget_messages(first)
             self._first[first.rows] = first.starts + first.lengths
 
@@ -367,10 +383,6 @@ class FrameBook:
     def _is_full(self) -> bool:
         """Nothing more can be kept until more is durable: the sender must wait."""
         return self._num_bytes > self._max_bytes and bool(self._codec.info.durability)
-
-    @property
-    def _num_unanswered(self) -> int:
-        return sum(not sent.is_answered for sent in self._sent)
 
     def _undurable(self) -> list[int]:
         """Rows of the oldest frame that are not durable."""
@@ -453,14 +465,12 @@ class FrameBook:
         return self._message(wire_id, sent, chosen)
 
     def _complete(self) -> FrameAnswer | None:
-        """A frame whose last rows were answered here."""
-        for sent in self._sent:
-            if not sent.is_answered and not sent.left:
-                sent.is_answered = True
-                answer = self._gathered(sent)
-                self._settle()
-                return answer
-        return None
+        """A frame whose last rows were answered on this side."""
+        if not self._whole_here:
+            return None
+        sent = self._whole_here.pop(0)
+        self._answered(sent)
+        return self._gathered(sent)
 
 
 def rows_repeated(found: tuple[str, int, Any]) -> int:

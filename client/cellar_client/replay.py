@@ -20,6 +20,8 @@ from cellar_client.errors import (
 # Bytes of one session's chunks that are kept. Where nothing is stored older ones go, and with them the way back to
 # before them; where something is, the sender waits until more is durable.
 MAX_BYTES = 16 << 20
+# What a kept chunk counts for beside its content.
+CHUNK_BYTES = 256
 
 
 PASSING = (Unavailable, ShuttingDown, StoreFailed, LeaseLost)
@@ -81,7 +83,7 @@ class Replay:
     def add(self, chunk: Chunk) -> None:
         """A chunk was answered."""
         self._chunks.append(chunk)
-        self._num_bytes += len(chunk.data)
+        self._num_bytes += len(chunk.data) + CHUNK_BYTES
         while self._drops and self._num_bytes > self._max_bytes:
             self._drop()
 
@@ -97,7 +99,7 @@ class Replay:
 
     def _drop(self) -> None:
         gone = self._chunks.popleft()
-        self._num_bytes -= len(gone.data)
+        self._num_bytes -= len(gone.data) + CHUNK_BYTES
         self.first = gone.start + gone.length
 
     def since(self, position: int, answered: int) -> list[Chunk]:
