@@ -199,7 +199,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="short windows, small counts: a look, no measurement")
     parser.add_argument("--output", type=Path, default=RESULTS, help="where the page goes")
-    parser.add_argument("--sessions", type=int, default=100_000, help="live sessions of the memory arm")
+    parser.add_argument("--sessions", type=int, default=1_000_000, help="live sessions of the memory arm (4.5 kB each)")
     parser.add_argument("--only", nargs="+", choices=ARMS, default=ARMS, help="which arms (default: all)")
     given = parser.parse_args()
     pairs, window_s = (2, 0.5) if given.quick else (8, 1.0)

@@ -35,6 +35,11 @@ class Holding:
     async def engine_of(self, id: str) -> Engine:
         """The engine that holds a session; CellarError SESSION_NOT_FOUND, SESSION_EXPIRED, SESSION_CLOSED, LEASE_LOST,
         STORE_FAILED."""
+        try:
+            return self.directory.engine_of(id)
+        except CellarError:
+            if self.store is None:
+                raise
         errors = await self.take_up([id])
         if id in errors:
             raise errors[id]
