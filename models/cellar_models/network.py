@@ -8,8 +8,6 @@ import numpy as np
 from cellar_proto.v1.manifest_pb2 import Manifest
 from torch import Tensor, nn
 
-from cellar_models.recurrent import Recurrent
-
 
 class Network(nn.Module):
     """A pure step over one state row.
@@ -43,6 +41,3 @@ class Network(nn.Module):
     def describe(self, manifest: Manifest, folder: Path) -> None:
         """Fills in the manifest, and writes the codec files beside it."""
         raise NotImplementedError
-
-    def recurrents(self) -> list[Recurrent]:
-        return [module for module in self.modules() if isinstance(module, Recurrent)]

@@ -42,10 +42,6 @@ class Scheduler:
         """The ready rows in order of turn, int64 [n]."""
         return self._ready
 
-    @property
-    def num_ready(self) -> int:
-        return len(self._ready)
-
     def add(self, rows: np.ndarray) -> None:
         """Rows [n] become ready, behind those that are."""
         self._ready = np.concatenate([self._ready, rows]) if len(self._ready) else rows

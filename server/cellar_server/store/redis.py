@@ -31,10 +31,7 @@ SCHEMA = b"1"
 TIMEOUT_S = 1.0
 # Of the time that Redis gives a lease, what its server counts on: the clocks may run differently.
 _SAFE = 0.9
-# Seconds that an id is kept for who is about to open a session under it.
-_RESERVED_S = 60
-
-# KEYS: none. ARGV: this server, "1" to reserve, ids... Per id: {} unknown, {"end", bytes}, {"held"}, or
+# KEYS: none. ARGV: this server, "1" to reserve (for a minute), ids... Per id: {} unknown, {"end", bytes}, {"held"}, or
 # {"entry", fence, model, version, token, state, written_s, keep_s}; of what was reserved {"new", fence}.
 _CLAIM = """
 local found = {}
@@ -200,6 +197,8 @@ class RedisStore:
                 is_lost = True
                 renew_at = 0.0
                 self._stop.wait(0.1)
+            except Exception:  # without this thread the lease would be lost for good
+                log.exception("an id that another server asks for could not be passed on")
 
     # -- sessions ------------------------------------------------------------------------------------------------
 
