@@ -201,3 +201,25 @@ def test_what_went_wrong_is_seen_soon_where_the_server_is_gone(zoo: Path, rows: 
         with pytest.raises(ZeroDivisionError):
             fail()
         assert time.monotonic() - begun < 20
+
+
+def test_closing_waits_for_a_server_that_comes_back(zoo: Path, rows: np.ndarray, tmp_path: Path) -> None:
+    with (
+        host(zoo, "--store", f"sqlite:///{tmp_path}/s.db", "--durability", "step") as server,
+        cellar_client.Client(server.address) as client,
+        client.stream(network.NAME) as stream,
+    ):
+        session = client.session(network.NAME, keep=True)
+        session.step(rows[:3])
+        stream.open(2)
+        stream.step(rows[:2])
+        assert len(client.sessions()) == 3
+        server.kill()
+        starting = threading.Thread(target=lambda: (time.sleep(0.3), server.start()))
+        starting.start()
+        stream.close_sessions()
+        session.close()
+        starting.join()
+        assert client.sessions() == []
+        with pytest.raises(cellar_client.SessionClosed):
+            client.resume(session.id)

@@ -339,6 +339,20 @@ def test_a_stored_generation_goes_on_with_the_same_emissions() -> None:
     assert second.sessions.get("g").position == len(expected)
 
 
+def test_who_goes_on_without_naming_a_seed_gets_the_one_that_it_began_with() -> None:
+    whole, server = (Server(FakeStore(), model=generator_model()) for _ in range(2))
+    generate(whole)
+    expected = emitted(whole.cycle())
+    generate(server, credits=4)
+    assert emitted(server.cycle()) == expected[:4]
+    # the front draws a seed where a request names none
+    generate(server, 4, seed=999, is_seeded=False)
+    assert emitted(server.cycle()) == expected[4:]
+    generate(server, 2, seed=999)
+    (refused,) = server.cycle()
+    assert reason_of(refused.error) == "POSITION_CONFLICT"
+
+
 def test_a_fork_of_a_generation_goes_its_own_way() -> None:
     server = Server(FakeStore(), model=generator_model())
     generate(server, credits=3)
