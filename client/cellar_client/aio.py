@@ -324,7 +324,7 @@ class AsyncClient:
     async def stream(self, model: str, *, version: int = 0, timeout: float | None = None) -> AsyncFrameStream:
         """A stream of columnar frames for many sessions of one model."""
         codec = await self._codec(model, version)
-        return AsyncFrameStream(self._links, self._metadata, codec, timeout or self.timeout)
+        return AsyncFrameStream(self, codec, timeout or self.timeout)
 
     def _shared_wire(self) -> AsyncWire:
         """The stream that plain sessions share; a new one where the last has ended, or another server is in use."""
@@ -448,17 +448,17 @@ class AsyncSession(SessionBook):
 class AsyncFrameStream(FrameBook):
     """Many sessions of one model on a stream of their own. See FrameStream."""
 
-    def __init__(self, links: Links, metadata: Sequence[tuple[str, str]], codec: Codec, timeout_s: float) -> None:
+    def __init__(self, client: AsyncClient, codec: Codec, timeout_s: float) -> None:
         super().__init__(codec)
-        self._links = links
-        self._metadata = metadata
+        self._client = client
+        self._links = client._links
         self._timeout_s = timeout_s
         self._ready: deque[FrameAnswer] = deque()
         self._connect()
 
     def _connect(self) -> None:
         self._link = self._links.current
-        self._wire = AsyncWire(self._link.inference, self._metadata)
+        self._wire = AsyncWire(self._link.inference, self._client._metadata)
         self._inbox: asyncio.Queue[Any] = asyncio.Queue()
 
     async def __aenter__(self) -> AsyncFrameStream:
@@ -504,8 +504,7 @@ class AsyncFrameStream(FrameBook):
         await asyncio.sleep(0.05)
         for row in self._undurable():
             request = sessions_pb2.GetSessionRequest(id=self.ids[row])
-            with typed():
-                found = await self._link.sessions.GetSession(request, timeout=self._timeout_s, metadata=self._metadata)
+            found = await self._client._ask("sessions", "GetSession", request, self._timeout_s)
             self._durable[row] = found.durable_position
         self._settle()
 

@@ -259,7 +259,7 @@ class Client:
 
     def stream(self, model: str, *, version: int = 0, timeout: float | None = None) -> FrameStream:
         """A stream of columnar frames for many sessions of one model."""
-        return FrameStream(self._links, self._metadata, self._codec(model, version), timeout or self.timeout)
+        return FrameStream(self, self._codec(model, version), timeout or self.timeout)
 
     def _shared_wire(self) -> Wire:
         """The stream that plain sessions share; a new one where the last has ended, or another server is in use."""

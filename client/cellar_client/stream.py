@@ -8,17 +8,19 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grpc
 from cellar_proto.v1 import inference_pb2_grpc, sessions_pb2
 from cellar_proto.v1.inference_pb2 import OpenedSessions, StreamRequest, StreamResponse
 
-from cellar_client.errors import CellarError, DeadlineExceeded, Unavailable, ended, from_error, typed
+from cellar_client.errors import CellarError, DeadlineExceeded, Unavailable, ended, from_error
 from cellar_client.frames import FrameAnswer, FrameBook, rows_repeated
-from cellar_client.links import Links
 from cellar_client.messages import Codec
 from cellar_client.replay import PASSING, Patience
+
+if TYPE_CHECKING:
+    from cellar_client.client import Client
 
 
 class Wire:
@@ -122,17 +124,17 @@ class FrameStream(FrameBook):
     where they are, and what was lost is sent once more.
     """
 
-    def __init__(self, links: Links, metadata: Sequence[tuple[str, str]], codec: Codec, timeout_s: float) -> None:
+    def __init__(self, client: Client, codec: Codec, timeout_s: float) -> None:
         super().__init__(codec)
-        self._links = links
-        self._metadata = metadata
+        self._client = client
+        self._links = client._links
         self._timeout_s = timeout_s
         self._ready: deque[FrameAnswer] = deque()
         self._connect()
 
     def _connect(self) -> None:
         self._link = self._links.current
-        self._wire = Wire(self._link.inference, self._metadata)
+        self._wire = Wire(self._link.inference, self._client._metadata)
         self._inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
 
     def __enter__(self) -> FrameStream:
@@ -184,8 +186,7 @@ class FrameStream(FrameBook):
         time.sleep(0.05)
         for row in self._undurable():
             request = sessions_pb2.GetSessionRequest(id=self.ids[row])
-            with typed():
-                found = self._link.sessions.GetSession(request, timeout=self._timeout_s, metadata=self._metadata)
+            found = self._client._ask("sessions", "GetSession", request, self._timeout_s)
             self._durable[row] = found.durable_position
         self._settle()
 

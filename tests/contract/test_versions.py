@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from cellar_client.cli import main
 from cellar_server.config import Config
+from cellar_server.sessions.messages import Call
 
 from tests.contract.conftest import Running
 from tests.fakes.zoo import write_counter
@@ -110,7 +111,7 @@ def test_health_follows_an_engine_that_stalls(server: Running) -> None:
     assert engine.is_healthy
     release = threading.Event()
     engine._stall_s = 0.05
-    engine.post(_Hold(release))  # type: ignore[arg-type]
+    engine.post(hold(release))
     until = time.monotonic() + 5
     while engine.is_healthy and time.monotonic() < until:
         time.sleep(0.01)
@@ -121,12 +122,13 @@ def test_health_follows_an_engine_that_stalls(server: Running) -> None:
     assert engine.is_healthy
 
 
-def _Hold(release: threading.Event):  # type: ignore[no-untyped-def]
+class Nobody:
+    """Takes a reply and does nothing with it."""
+
+    def receive(self, reply: object) -> None:
+        pass
+
+
+def hold(release: threading.Event) -> Call:
     """A call that keeps the engine's thread busy until it is released."""
-    from cellar_server.sessions.messages import Call
-
-    class Nobody:
-        def receive(self, reply: object) -> None:
-            pass
-
     return Call(Nobody(), lambda sessions: release.wait(10))

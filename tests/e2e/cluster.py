@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+import cellar_client
 import numpy as np
 import pytest
 
@@ -193,7 +194,5 @@ def running(*things: Host | Redis | Proxy) -> Iterator[None]:
 
 def undisturbed(address: str, model: str, rows: np.ndarray) -> np.ndarray:
     """What a whole sequence gives: float32 [time, ...]."""
-    import cellar_client
-
     with cellar_client.Client(address) as client:
         return np.asarray(client.predict(model, rows))

@@ -23,6 +23,8 @@ SCOPE_END = "\x1f"
 MAX_ENDED = 10_000
 # A handle has eight bits for the engine's number.
 MAX_ENGINES = 1 << 8
+# Sessions of all engines together that the index is reserved for.
+MAX_OPEN = 4 * MAX_SESSIONS
 
 
 def key_of(id: str) -> str | int:
@@ -61,7 +63,7 @@ class Directory:
 
     def __init__(self) -> None:
         self._engines: list[Any] = []
-        self._places = Index(MAX_ENGINES * MAX_SESSIONS // 64)
+        self._places = Index(MAX_OPEN)
         self._ended: OrderedDict[str | int, tuple[CellarError, Any]] = OrderedDict()
         self._lock = threading.Lock()
 

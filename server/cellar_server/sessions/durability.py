@@ -154,12 +154,12 @@ class Durability:
         chosen = sorted(slots)
         entries = {slot: self._entry(slot) for slot in chosen}
         if self.store.is_shared:
-            self._lose(slot for slot, entry in entries.items() if not entry.fence)
+            self.lost.update(slot for slot, entry in entries.items() if not entry.fence)
             entries = {slot: entry for slot, entry in entries.items() if entry.fence}
         ids = {entry.id for entry in entries.values()}
         ends = [end for id, end in self._ends.items() if id not in ids]
         try:
-            refused = self.store.write(list(entries.values()), ends) if entries or ends else []
+            refused = set(self.store.write(list(entries.values()), ends)) if entries or ends else set()
         except StoreError as error:
             if not self._retry_s:
                 log.error("sessions of %s cannot be stored: %s", self.core.model.manifest.name, error)
@@ -173,7 +173,7 @@ class Durability:
         self._retry_s = 0.0
         if chosen:
             self._next_s = now + self._interval_s
-        self._lose(slot for slot, entry in entries.items() if entry.id in refused)
+        self.lost.update(slot for slot, entry in entries.items() if entry.id in refused)
         written = [slot for slot in entries if slot not in self.lost]
         table.durable[written] = table.position[written]
         self._changed.difference_update(chosen)
@@ -210,7 +210,7 @@ class Durability:
         except StoreError:
             return  # the next cycle tries again; until then nothing is answered
         self._term = term
-        self._lose(slot_by_id[id] for id in lost)
+        self.lost.update(slot_by_id[id] for id in lost)
         gone = [slot_by_id[id] for id in missing]
         table.durable[gone] = 0
         self._changed.update(gone)
@@ -221,9 +221,6 @@ class Durability:
             len(lost),
             len(gone),
         )
-
-    def _lose(self, slots: Iterable[int]) -> None:
-        self.lost.update(slots)
 
     def _stamp(self) -> None:
         assert self.store is not None

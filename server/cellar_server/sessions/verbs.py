@@ -328,15 +328,14 @@ class Verbs:
     def tend(self) -> None:
         """Ends here what is elsewhere now. No run may be under way."""
         core, custody, durability = self.core, self.custody, self.durability
+        if not (durability.lost or custody.departing):
+            return
         now = core.clock()
-        for slot in [slot for slot in durability.lost if core.table.is_open[slot]]:
+        for slot in list(durability.lost):
             error = durabilities.lost(core.table.id_of(slot))
             log.warning("session %s of %s: %s", shown(core.table.id_of(slot)), self._name, error.message)
             core.counts.end(error.reason)
             self._leave(slot, error, now)
-        durability.lost.clear()
-        if not custody.departing:
-            return
         for slot in custody.departing:
             self.generations.rest(slot, durabilities.lost(core.table.id_of(slot)), now)
         idle = [slot for slot in custody.departing if core.table.in_flight[slot] == 0]

@@ -230,10 +230,10 @@ class RedisStore:
             arguments += (e.id, e.fence, e.model, e.version, e.token, e.state, e.written_s, e.keep_s)
         for end in ends:
             arguments += (end.id, end.fence, _bytes(end), end.keep_s)
-        lost = [id.decode() for id in self._run(_WRITE, arguments)]
-        self._claims.drop(e.id for e in (*entries, *ends) if e.id in lost and self._claims.of(e.id) == e.fence)
-        self._claims.drop(end.id for end in ends if self._claims.of(end.id) == end.fence)
-        return lost
+        lost = {id.decode() for id in self._run(_WRITE, arguments)}
+        over = [*ends, *(e for e in entries if e.id in lost)] if lost else ends
+        self._claims.drop(each.id for each in over if self._claims.of(each.id) == each.fence)
+        return list(lost)
 
     def check(self, ids: Sequence[str]) -> tuple[list[str], list[str]]:
         arguments = [value for id in ids for value in (id, self._claims.of(id))]
