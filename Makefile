@@ -22,7 +22,7 @@ $(DEV): $(SERVE)
 	$(PIP) -e '.[client,score,server,models,dev]'
 	@touch $@
 
-.PHONY: help demo test test-all serve train lint check proto bench clean
+.PHONY: help demo test test-all serve native train lint check proto bench clean
 
 help: ## print this help
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -38,6 +38,13 @@ test-all: $(DEV) lint ## all tests, the long ones too
 
 serve: $(SERVE) ## serve models/zoo on 127.0.0.1:50051 (LISTEN=HOST:PORT, MODELS=FOLDER)
 	$(BIN)/cellar-server --listen $(LISTEN) --models $(MODELS)
+
+NATIVE := build/transport
+native: $(SERVE) ## build the native transport (needs CMake, a C++ compiler and libgrpc++, Debian: libgrpc++-dev)
+	$(PIP) 'pybind11>=2.12'
+	cmake -S server/native -B $(NATIVE) -DPython_EXECUTABLE=$(abspath $(BIN)/python)
+	cmake --build $(NATIVE) --parallel 2
+	cmake --install $(NATIVE) --prefix server/cellar_server/transport
 
 train: $(DEV) ## train, export and verify every zoo model again (CELLAR_DATA names the data folder)
 	for name in digits sentiment describe forecast; do $(BIN)/cellar-models train $$name && $(BIN)/cellar-models export $$name || exit 1; done

@@ -26,6 +26,11 @@ class Config:
     """What a server is told at its start. A field is a flag (--max-sessions) and a variable (CELLAR_MAX_SESSIONS)."""
 
     listen: str = _option("127.0.0.1:50051", "address to listen on, HOST:PORT; port 0 takes a free one")
+    transport: str = _option(
+        "auto",
+        "what moves the messages: aio (grpc.aio), native (needs `make native`), or auto: native where it is built",
+        ("auto", "aio", "native"),
+    )
     models: Path = _option(ZOO, "folder of models, <name>/<version>/manifest.json")
     provider: str = _option("cpu", "ONNX Runtime's execution provider", ("cpu", "cuda"))
     intra_op: int = _option(1, "threads of one run")

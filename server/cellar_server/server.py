@@ -9,6 +9,7 @@ import logging
 import sys
 import time
 from enum import Enum
+from typing import TYPE_CHECKING
 
 import grpc
 from cellar_proto.v1 import (
@@ -20,7 +21,7 @@ from cellar_proto.v1 import (
     sessions_pb2_grpc,
 )
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
+from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
 from cellar_server.config import Config
 from cellar_server.engine import Engine
@@ -34,9 +35,14 @@ from cellar_server.front.sessions import SessionsFront
 from cellar_server.loader import Loader
 from cellar_server.runtime.base import StartupError
 from cellar_server.runtime.onnx import check_provider
-from cellar_server.sessions.messages import Reply
+from cellar_server.sessions.messages import Reply, RowsReply
 from cellar_server.store import open_store
 from cellar_server.store.base import Store, StoreError
+from cellar_server.transport import open_transport
+from cellar_server.transport.base import Transport
+
+if TYPE_CHECKING:
+    from cellar_server.front.lanes import Lanes
 
 log = logging.getLogger("cellar_server")
 
@@ -69,7 +75,7 @@ class Server:
         self.health = health.aio.HealthServicer()
         self.loader = Loader(self.registry, self._start)
         self._store: Store | None = None
-        self._grpc: grpc.aio.Server | None = None
+        self._grpc: Transport | None = None
         self._named: set[str] = set()
         self._watching: asyncio.Task[None] | None = None
 
@@ -84,25 +90,20 @@ class Server:
         loop = asyncio.get_running_loop()
         self._store = self.loader.store = await loop.run_in_executor(None, self._open_store)
         await loop.run_in_executor(None, self.loader.load_all)
-        size = self.config.max_message_bytes
-        server = grpc.aio.server(
-            options=[
-                ("grpc.max_receive_message_length", size),
-                ("grpc.max_send_message_length", -1),
-                ("grpc.so_reuseport", 0),
-                # pings of callers that keep long, quiet streams open are no abuse
-                ("grpc.http2.min_ping_interval_without_data_ms", 500),
-                ("grpc.keepalive_permit_without_calls", 1),
-            ],
-            interceptors=[Guard(callers)] if callers.is_on else [],
+        server = open_transport(
+            self.config.transport,
+            max_message_bytes=self.config.max_message_bytes,
+            interceptors=(Guard(callers),) if callers.is_on else (),
         )
-        inference_pb2_grpc.add_InferenceServicer_to_server(Inference(self.registry), server)
+        lanes = open_lanes(self.registry, server, loop)
+        inference_pb2_grpc.add_InferenceServicer_to_server(Inference(self.registry, lanes), server)
         sessions_pb2_grpc.add_SessionsServicer_to_server(SessionsFront(self.registry), server)
         models_pb2_grpc.add_ModelsServicer_to_server(ModelsFront(self.registry, self), server)
         health_pb2_grpc.add_HealthServicer_to_server(self.health, server)
-        server.add_generic_rpc_handlers((OpenInference(self.registry, self).handler(),))
+        OpenInference(self.registry, self).add_to(server)
         names = [*SERVICES, oip.SERVICE.full_name, health.SERVICE_NAME, reflection.SERVICE_NAME]
-        reflection.enable_server_reflection(names, server, pool=oip.BothPools())
+        reflected = reflection.aio.ReflectionServicer(names, pool=oip.BothPools())
+        reflection_pb2_grpc.add_ServerReflectionServicer_to_server(reflected, server)
         try:
             self.port = server.add_insecure_port(self.config.listen)
         except RuntimeError:
@@ -119,6 +120,7 @@ class Server:
         await self._set_health()
         self._watching = asyncio.ensure_future(self._watch())
         host = self.config.listen.rpartition(":")[0]
+        log.info("transport: %s", "aio" if lanes is None else "native")
         log.info("cellar-server listening on %s:%d", host, self.port)
 
     def _open_store(self) -> Store | None:
@@ -132,7 +134,18 @@ class Server:
 
     def _start(self, engine: Engine) -> None:
         loop = asyncio.get_running_loop()
-        engine.start(lambda replies: loop.call_soon_threadsafe(self._dispatch, engine, replies))
+        engine.start(lambda replies: self._deliver(loop, engine, replies))
+
+    def _deliver(self, loop: asyncio.AbstractEventLoop, engine: Engine, replies: list[Reply]) -> None:
+        """An engine's replies on their way, on its thread: those to rows go straight to the transport."""
+        others = []
+        for reply in replies:
+            if isinstance(reply, RowsReply):
+                reply.to.send(reply)
+            else:
+                others.append(reply)
+        if others:
+            loop.call_soon_threadsafe(self._dispatch, engine, others)
 
     @property
     def is_serving(self) -> bool:
@@ -225,3 +238,12 @@ def _is_loopback(listen: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host in ("localhost", "unix")
+
+
+def open_lanes(registry: Registry, server: Transport, loop: asyncio.AbstractEventLoop) -> Lanes | None:
+    """What rows come in by, where the transport is the native one."""
+    if isinstance(server, grpc.aio.Server):
+        return None
+    from cellar_server.front.lanes import Lanes
+
+    return Lanes(registry, server, loop)  # type: ignore[arg-type]

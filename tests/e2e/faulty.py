@@ -32,24 +32,19 @@ class FaultyServer(Server):
     def _arm(self) -> None:
         self._is_armed = True
 
-    def _start(self, engine: Engine) -> None:
-        loop = asyncio.get_running_loop()
-
-        def deliver(replies: list[Reply]) -> None:
-            if self._is_armed and any(isinstance(reply, AnswerReply) and len(reply.outputs) for reply in replies):
-                os.kill(os.getpid(), signal.SIGKILL)
-            loop.call_soon_threadsafe(self._dispatch, engine, replies)
-
-        engine.start(deliver)
+    def _deliver(self, loop: asyncio.AbstractEventLoop, engine: Engine, replies: list[Reply]) -> None:
+        if self._is_armed and any(isinstance(reply, AnswerReply) and len(reply.outputs) for reply in replies):
+            os.kill(os.getpid(), signal.SIGKILL)
+        super()._deliver(loop, engine, replies)
 
 
 class CarelessFrames(Frames):
     """Takes every chunk for a new one."""
 
-    def _admit_wave(self, columns: Columns, now: float) -> None:
+    def admit_columns(self, columns: Columns, now: float) -> None:
         slots, valid = self.core.table.resolve(columns.handle, columns.stream)
         columns.start = np.where(valid, self.core.table.accepted[slots], columns.start)
-        super()._admit_wave(columns, now)
+        super().admit_columns(columns, now)
 
 
 if __name__ == "__main__":

@@ -31,8 +31,11 @@ from cellar_server.sessions.messages import (
     PredictRequest,
     Reply,
     Request,
+    Rows,
+    RowsWait,
     StepRequest,
 )
+from cellar_server.sessions.rows import refusals
 from cellar_server.sessions.runs import Outcome, Run
 from cellar_server.sessions.sessions import Sessions
 from cellar_server.store.base import Store
@@ -297,6 +300,10 @@ class Engine:
                 match self._inbox.get_nowait():
                     case FrameRequest(to=to, frame_id=frame_id):
                         replies.append(FrameReply(to, frame_id, error))
+                    case RowsWait(take=take):
+                        replies += [reply for rows in take() for reply in refusals(rows, error)]
+                    case Rows() as rows:
+                        replies += refusals(rows, error)
                     case StepRequest(to=to):
                         replies.append(FrameReply(to, 0, error))
                     case PredictRequest(to=to):

@@ -48,7 +48,11 @@ class Callers:
 
     def scope(self, context: grpc.aio.ServicerContext) -> str:
         """What stands in front of the ids of a call's sessions."""
-        name = self.name_of(context.invocation_metadata())
+        return self.scope_of(context.invocation_metadata())
+
+    def scope_of(self, metadata: Sequence[tuple[str, Any]] | None) -> str:
+        """The same, of what the call says of itself."""
+        name = self.name_of(metadata)
         return name + SCOPE_END if name else ""
 
     def id_of(self, context: grpc.aio.ServicerContext, id: str) -> str:

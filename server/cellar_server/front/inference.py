@@ -6,6 +6,7 @@ import secrets
 import time
 from collections.abc import AsyncIterator
 from contextlib import aclosing
+from typing import TYPE_CHECKING
 
 import grpc
 from cellar_proto.v1 import inference_pb2_grpc
@@ -26,11 +27,15 @@ from cellar_proto.v1.tensor_pb2 import Tensor
 from cellar_server.engine import Engine
 from cellar_server.errors import CellarError
 from cellar_server.front.asking import earlier, generate, predict, step
+from cellar_server.front.messages import row_errors, tensor
 from cellar_server.front.registry import Registry
 from cellar_server.front.status import abort
-from cellar_server.front.streams import StreamSession, row_errors, tensor
+from cellar_server.front.streams import StreamSession
 from cellar_server.sampling.sampler import Options
 from cellar_server.sessions import messages
+
+if TYPE_CHECKING:
+    from cellar_server.front.lanes import Lanes
 
 
 def _deadline(context: grpc.aio.ServicerContext, timeout_ms: int) -> float:
@@ -42,8 +47,9 @@ def _deadline(context: grpc.aio.ServicerContext, timeout_ms: int) -> float:
 class Inference(inference_pb2_grpc.InferenceServicer):
     """See inference.proto."""
 
-    def __init__(self, registry: Registry) -> None:
+    def __init__(self, registry: Registry, lanes: Lanes | None = None) -> None:
         self.registry = registry
+        self._lanes = lanes
 
     async def Predict(self, request: PredictRequest, context: grpc.aio.ServicerContext) -> PredictResponse:
         try:
@@ -159,7 +165,7 @@ class Inference(inference_pb2_grpc.InferenceServicer):
         return self.registry.find_for_new(request.model, request.version)
 
     async def Stream(self, requests: AsyncIterator[StreamRequest], context: grpc.aio.ServicerContext) -> None:
-        await StreamSession(context, self.registry).run()
+        await StreamSession(context, self.registry, self._lanes).run()
 
 
 def _length(engine: Engine, inputs: Tensor) -> int:

@@ -57,10 +57,14 @@ CODES: dict[int, grpc.StatusCode] = {
 }
 
 
+def error_metadata(error: CellarError) -> tuple[tuple[str, bytes]]:
+    """The trailing metadata of a call that fails with an error."""
+    return ((ERROR_KEY, error.to_proto().SerializeToString()),)
+
+
 async def abort(context: grpc.aio.ServicerContext, error: CellarError, text: str = "") -> NoReturn:
     """Ends a call with an error's code, its message (or `text` in its place) and details."""
-    metadata = ((ERROR_KEY, error.to_proto().SerializeToString()),)
-    await context.abort(CODES[error.reason], text or error.message, metadata)
+    await context.abort(CODES[error.reason], text or error.message, error_metadata(error))
     raise AssertionError("abort returned")
 
 

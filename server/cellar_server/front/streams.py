@@ -5,10 +5,9 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections import deque
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grpc
-import numpy as np
 from cellar_proto.v1.inference_pb2 import (
     Answer,
     ClosedSessions,
@@ -17,16 +16,15 @@ from cellar_proto.v1.inference_pb2 import (
     FrameError,
     OpenedSessions,
     OpenSessions,
-    RowError,
     StreamRequest,
     StreamResponse,
 )
 from cellar_proto.v1.reason_pb2 import Reason
-from cellar_proto.v1.tensor_pb2 import DataType, Tensor
 
 from cellar_server.engine import Engine
 from cellar_server.errors import CellarError
 from cellar_server.front.asking import ask
+from cellar_server.front.messages import answer_message, row_errors
 from cellar_server.front.registry import Registry
 from cellar_server.front.status import unforeseen
 from cellar_server.sessions.directory import mint, scoped, shown
@@ -34,16 +32,10 @@ from cellar_server.sessions.messages import AnswerReply, FrameReply, FrameReques
 from cellar_server.sessions.table import engine_of
 from cellar_server.sessions.verbs import Opened
 
+if TYPE_CHECKING:
+    from cellar_server.front.lanes import Lanes
+
 _numbers = itertools.count(1)
-
-
-def row_errors(errors: list[tuple[int, CellarError]]) -> list[RowError]:
-    return [RowError(row=row, error=error.to_proto()) for row, error in errors]
-
-
-def tensor(values: np.ndarray) -> Tensor:
-    """float32 [n, ...] as a message."""
-    return Tensor(dtype=DataType.FLOAT32, shape=values.shape, data=values.tobytes())
 
 
 class StreamSession:
@@ -53,13 +45,16 @@ class StreamSession:
     its answers is read no further; other streams go on.
     """
 
-    def __init__(self, context: grpc.aio.ServicerContext, registry: Registry) -> None:
+    def __init__(self, context: grpc.aio.ServicerContext, registry: Registry, lanes: Lanes | None = None) -> None:
         self.context = context
+        self._lanes = lanes  # of a native transport
+        self._has_lane = False
         self.registry = registry
         self.number = next(_numbers) % 0xFFFFFFFE + 1
         self.scope = registry.callers.scope(context)
         self._engines: dict[int, Engine] = {}  # whose handles were issued here, by their number
-        self._frames: dict[int, int] = {}  # rows of each unanswered message
+        # rows left of each unanswered frame, by its id; and how many messages those were, where callers repeat ids
+        self._frames: dict[int, tuple[int, int]] = {}
         self._outbox: deque[StreamResponse] = deque()
         self._writer_waits: asyncio.Future[None] | None = None  # for something to write, or the end
         self._reader_waits: asyncio.Future[None] | None = None  # until something was answered and written
@@ -77,6 +72,8 @@ class StreamSession:
             is_cancelled = False
         finally:
             writer.cancel()
+            if self._has_lane:
+                self._lanes.close(self.number)
             for engine in self._engines.values():
                 engine.post(StreamClosed(self.number, is_cancelled))
 
@@ -98,6 +95,8 @@ class StreamSession:
                 await self._close(request.close)
             else:
                 self._fail(0, CellarError(Reason.INVALID_REQUEST, "the message holds neither open, frame nor close"))
+            if kind != "frame":
+                self._settle_messages()
             del request  # a quiet stream would hold its last message
 
     def _post(self, frame: Frame) -> None:
@@ -109,9 +108,11 @@ class StreamSession:
             engine = next(iter(self._engines.values()), None)
             if engine is None:
                 self._send_errors(frame, CellarError(Reason.STALE_HANDLE, "no session was opened on this stream"))
+                self._settle_messages()
                 return
         # a frame's rows are answered by several messages; its place is free when the last one is
-        self._frames[frame_id] = self._frames.get(frame_id, 0) + max(rows, 1)
+        left, messages = self._frames.get(frame_id, (0, 0))
+        self._frames[frame_id] = left + max(rows, 1), messages + 1
         engine.post(FrameRequest(self, self.number, frame, frame_id))
 
     def _send_errors(self, frame: Frame, error: CellarError) -> None:
@@ -167,6 +168,7 @@ class StreamSession:
             self._fail(message.frame_id, error)
             return
         self._engines[engine.number] = engine
+        self._open_lane(engine)
         good: list[Opened | None] = [each if isinstance(each, Opened) else None for each in opened]
         ids = list(message.ids) or [shown(each.id) if each else "" for each in good]
         reply = OpenedSessions(
@@ -178,6 +180,18 @@ class StreamSession:
             version=engine.version,
         )
         self._put(StreamResponse(opened=reply))
+
+    def _open_lane(self, engine: Engine) -> None:
+        """From now on frames of one row may go to the engine without this object."""
+        if self._lanes is not None and not self._has_lane:
+            self._has_lane = True
+            lane = self._lanes.open(engine, self.number, self._post)
+            self.context.open_lane(lane, self.number, self.registry.config.max_frames_in_flight)  # type: ignore[attr-defined]
+
+    def _settle_messages(self, count: int = 1) -> None:
+        """So many messages are answered or dealt with: rows that go by themselves wait for that."""
+        if self._has_lane:
+            self.context.settle(count)  # type: ignore[attr-defined]
 
     async def _close(self, message: CloseSessions) -> None:
         handles = list(message.handles)
@@ -212,39 +226,25 @@ class StreamSession:
     def receive(self, reply: AnswerReply | FrameReply | Any) -> None:
         """An engine's reply, on the event loop."""
         if isinstance(reply, FrameReply):
-            self._frames.pop(reply.frame_id, None)
+            self._settle(reply.frame_id, 1 << 62)
             self._fail(reply.frame_id, reply.error)
             return
-        frame_ids, lengths, rows = reply.frame_ids, reply.lengths, len(reply.handles)
+        frame_ids, rows = reply.frame_ids, len(reply.handles)
         if len(frame_ids) == 1:
             self._settle(frame_ids[0], rows)
         else:
             for frame_id in frame_ids:
                 self._settle(frame_id, 1)
-        response = StreamResponse()
-        answer = response.answer
-        answer.frame_ids.extend(frame_ids)
-        answer.handles.extend(reply.handles)
-        answer.starts.extend(reply.starts)
-        answer.positions.extend(reply.positions)
-        answer.lengths.extend(lengths[:1] if rows == 1 or lengths.count(lengths[0]) == rows else lengths)
-        outputs = answer.outputs
-        outputs.dtype = DataType.FLOAT32
-        outputs.shape.extend(reply.outputs.shape)
-        outputs.data = reply.outputs.tobytes()
-        if reply.durable:
-            answer.durable_positions.extend(reply.durable)
-        if reply.errors:
-            answer.errors.extend(row_errors(reply.errors))
-        self._put(response)
+        self._put(answer_message(reply))
 
     def _settle(self, frame_id: int, rows: int) -> None:
         """So many rows of a frame are answered."""
-        left = self._frames.get(frame_id, 0) - rows
-        if left > 0:
-            self._frames[frame_id] = left
-        else:
-            self._frames.pop(frame_id, None)
+        left, messages = self._frames.get(frame_id, (0, 0))
+        if left > rows:
+            self._frames[frame_id] = left - rows, messages
+        elif messages:
+            del self._frames[frame_id]
+            self._settle_messages(messages)
 
     def _put(self, response: StreamResponse) -> None:
         self._outbox.append(response)

@@ -41,7 +41,8 @@ class Work:
 
     kind; slot: place in the session table, -1 for none; lot, offset: where its inputs lie; steps, done: of its steps;
     start, length: in position units; owner: number of the frame, predict or generation it belongs to; row: its place
-    in it; stream, handle; digest of its content; order: of arrival; next: the session's next row of work, or -1;
+    in it; stream, handle; outlet: rows of one outlet are answered together; call, frame_id: of a row that came in a
+    message of its own; digest of its content; order: of arrival; next: the session's next row of work, or -1;
     deadline on the engine's clock (inf for none); arrived on it; is_bulk, ends; keeps: every emission is wanted, not
     only the last; waited: runs it was ready and not taken in; passed: the run before left it out; last: a generation's
     last emission; state: float32 [capacity, S] between its runs. is_limited: it has a deadline or is bulk; num_limited
@@ -63,6 +64,9 @@ class Work:
             ("owner", np.int64),
             ("row", np.int64),
             ("stream", np.int64),
+            ("outlet", np.int64),
+            ("call", np.uint64),
+            ("frame_id", np.uint64),
             ("handle", np.uint64),
             ("digest", np.uint64),
             ("next", np.int64),
@@ -96,6 +100,9 @@ class Work:
     owner: np.ndarray
     row: np.ndarray
     stream: np.ndarray
+    outlet: np.ndarray
+    call: np.ndarray
+    frame_id: np.ndarray
     handle: np.ndarray
     digest: np.ndarray
     next: np.ndarray

@@ -136,7 +136,7 @@ class Columns:
             row,
             stream,
             np.array(handles, np.uint64),
-            _positions(starts),
+            positions(starts),
             length,
             end,
             content.array(data, total),
@@ -146,7 +146,7 @@ class Columns:
         )
         if not are_distinct:
             columns._refuse_repeated()
-        columns._refuse_unfit(content, max_chunk)
+        columns.refuse_unfit(content, max_chunk)
         return columns
 
     def _refuse_repeated(self) -> None:
@@ -154,7 +154,8 @@ class Columns:
         for i in np.flatnonzero(np.isin(self.handle, distinct[times > 1])).tolist():
             self.errors[i] = CellarError(Reason.DUPLICATE_SESSION, "the frame names this session twice")
 
-    def _refuse_unfit(self, content: Content, max_chunk: int) -> None:
+    def refuse_unfit(self, content: Content, max_chunk: int) -> None:
+        """Puts rows that are empty, too long or hold what the model cannot take into `errors`."""
         length, errors = self.length, self.errors
         filled = None
         if length.min() == 0:
@@ -185,10 +186,12 @@ class Columns:
             priorities += _column("priorities", frame.priorities, n) or [Priority.INTERACTIVE] * n
         timeout = np.array(timeouts, np.float64)
         deadline = np.where(timeout > 0, now + timeout / 1000, np.inf)
-        return deadline, np.array(priorities) == Priority.BULK
+        own = self.frames[0].request.deadline
+        return deadline if own is None else np.minimum(deadline, own), np.array(priorities) == Priority.BULK
 
 
-def _positions(values: list[int]) -> np.ndarray:
+def positions(values: list[int] | np.ndarray) -> np.ndarray:
+    """Positions int64 [n]: those beyond what any session reaches are cut."""
     try:
         return np.minimum(np.array(values, np.int64), _FAR)
     except OverflowError:

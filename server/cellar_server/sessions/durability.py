@@ -15,7 +15,7 @@ from cellar_server.sessions.core import Core
 from cellar_server.sessions.directory import shown
 from cellar_server.sessions.messages import AnswerReply
 from cellar_server.sessions.states import States
-from cellar_server.sessions.table import slot_of
+from cellar_server.sessions.table import slots_of
 from cellar_server.store.base import End, Entry, Store, StoreError
 
 log = logging.getLogger("cellar_server.durability")
@@ -229,7 +229,7 @@ class Durability:
         for reply in self.core.replies:
             if not isinstance(reply, AnswerReply):
                 continue
-            slots = [slot_of(handle) for handle in reply.handles]
+            slots = slots_of(np.asarray(reply.handles, np.uint64)).tolist()
             reply.durable = table.durable[slots].tolist()
             failed = {row for row, _ in reply.errors}
             if not is_held or not self.lost.isdisjoint(slots):

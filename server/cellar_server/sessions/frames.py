@@ -11,8 +11,8 @@ from cellar_server.sessions.columns import Chunks, Columns
 from cellar_server.sessions.content import Content
 from cellar_server.sessions.core import Core
 from cellar_server.sessions.durability import lost
-from cellar_server.sessions.messages import UNARY_STREAM, FrameReply, FrameRequest
-from cellar_server.sessions.outbox import Outbox
+from cellar_server.sessions.messages import UNARY_STREAM, FrameReply, FrameRequest, Rows
+from cellar_server.sessions.outbox import SHARED, Outbox
 from cellar_server.sessions.table import span
 
 
@@ -23,7 +23,7 @@ class Frames:
         self.core = core
         self.content = Content(core.model)
         self.departing: set[int] = set()  # sessions that take nothing more in: another server asks for them
-        self._requests: dict[int, FrameRequest] = {}  # frames with rows in work, by number
+        self._requests: dict[int, FrameRequest | Rows] = {}  # those with rows in work, by number
         self._number = 0
         self._outbox = Outbox(core, self._requests)
         self._tails: dict[int, bytes] = {}  # what the codec holds back after a row of work
@@ -42,7 +42,7 @@ class Frames:
                 # taken off the request: they hold each other, and its bytes would stay until the collector comes
                 columns, request.columns = request.columns, None
                 if self._has_room(columns.frames[0]):
-                    self._admit_wave(columns, now)
+                    self.admit_columns(columns, now)
             elif (chunks := self._read(request)) is not None:
                 frames.append(chunks)
         self._admit_small(frames, now)
@@ -63,7 +63,7 @@ class Frames:
                 else:
                     rest.append(chunks)
             columns = Columns.of(wave, self.content, self.core.max_chunk, are_distinct=len(seen) == num_rows)
-            self._admit_wave(columns, now)
+            self.admit_columns(columns, now)
             frames = rest
 
     def read_large(self, request: FrameRequest) -> None:
@@ -94,12 +94,16 @@ class Frames:
             return None
         return chunks if self._has_room(chunks) else None
 
+    def check_room(self, num_bytes: int) -> None:
+        """CellarError SHUTTING_DOWN, LEASE_LOST or OVERLOADED where no chunk can be taken in."""
+        self.core.check_open()
+        self.core.durability.check_held()
+        self.core.check_room(0, num_bytes)
+
     def _has_room(self, chunks: Chunks) -> bool:
         """False, and a reply, where the engine drains or its queue is full."""
         try:
-            self.core.check_open()
-            self.core.durability.check_held()
-            self.core.check_room(0, len(chunks.data))
+            self.check_room(len(chunks.data))
         except CellarError as error:
             self._refuse_frame(chunks, error)
             return False
@@ -107,11 +111,15 @@ class Frames:
 
     def _refuse_frame(self, chunks: Chunks, error: CellarError) -> None:
         n = len(chunks.handles)
-        self.core.counts.chunks_failed += n
-        self._outbox.refuse(chunks.request, list(range(n)), [error] * n)
+        self.refuse(chunks.request, list(range(n)), [error] * n)
 
-    def _admit_wave(self, columns: Columns, now: float) -> None:
-        """Frames of which no two name the same session."""
+    def refuse(self, request: FrameRequest | Rows, rows: list[int], errors: list[CellarError]) -> None:
+        """Answers rows with their errors."""
+        self.core.counts.chunks_failed += len(rows)
+        self._outbox.refuse(request, rows, errors)
+
+    def admit_columns(self, columns: Columns, now: float) -> None:
+        """Rows of which no two are of the same session."""
         core, table, work = self.core, self.core.table, self.core.work
         length, start, digest = columns.length, columns.start, columns.digest
         slot, valid = table.resolve(columns.handle, columns.stream)
@@ -171,11 +179,16 @@ class Frames:
         work.start[taken] = columns.start[left]
         work.owner[taken] = columns.owner[left] + (self._number + 1)
         work.row[taken] = columns.row[left]
-        if columns.frames[0].request.stream == UNARY_STREAM:
+        work.stream[taken] = columns.stream if isinstance(columns.stream, int) else columns.stream[left]
+        request = columns.frames[0].request
+        if isinstance(request, Rows):
+            work.outlet[taken] = SHARED
+            work.call[taken], work.frame_id[taken] = request.call[left], request.frame_id[left]
+        elif request.stream == UNARY_STREAM:
             # what one run finishes for one stream is one answer: here every frame has an asker of its own
-            work.stream[taken] = -work.owner[taken]
+            work.outlet[taken] = -work.owner[taken]
         else:
-            work.stream[taken] = columns.stream if isinstance(columns.stream, int) else columns.stream[left]
+            work.outlet[taken] = work.stream[taken]
         work.handle[taken] = columns.handle[left]
         work.digest[taken] = columns.digest[left]
         if columns.end is not None:
@@ -374,9 +387,8 @@ class Frames:
             if error is not _REPLAYED:
                 by_frame.setdefault(int(columns.owner[i]), []).append(i)
         for place, indices in by_frame.items():
-            self.core.counts.chunks_failed += len(indices)
             rows = columns.row[indices].tolist()
-            self._outbox.refuse(columns.frames[place].request, rows, [errors[i] for i in indices])
+            self.refuse(columns.frames[place].request, rows, [errors[i] for i in indices])
 
 
 _REPLAYED = CellarError(Reason.REASON_UNSPECIFIED, "answered from the store")

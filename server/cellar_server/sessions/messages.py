@@ -27,6 +27,57 @@ class FrameRequest:
     frame_id: int
     columns: Any = None  # its rows as Columns, where the receiver read it ahead
     live: int = 0  # its rows that wait or run; the engine's own count
+    deadline: np.ndarray | None = None  # of its rows [n] on the engine's clock, beside their timeouts
+
+    def asker(self, row: int) -> tuple[Any, int]:
+        """Who asked for a row, and the id of the frame in which."""
+        return self.to, self.frame_id
+
+    def chunk(self, row: int) -> tuple[int, int, int]:
+        """Handle of a row, the stream that it was issued to, and where the chunk starts."""
+        return self.frame.handles[row], self.stream, self.frame.positions[row]
+
+
+@dataclass(slots=True)
+class Rows:
+    """Chunks that came one a message, of many streams or calls, as columns [n]; answered by RowsReply, and by an
+    AnswerReply each where they are refused or were answered before.
+
+    frame: what they have in common, without what the columns hold; call: the transport's number of each one's call;
+    stream: whom its handle was issued to; handle: 0 where `ids` names the session; position, length, first_axis (of the
+    shape): -1 for none given; size: bytes of each chunk; data: these bytes behind one another; deadline: on the
+    engine's clock, inf for none.
+    """
+
+    to: Any
+    frame: Frame
+    call: np.ndarray
+    stream: np.ndarray
+    frame_id: np.ndarray
+    handle: np.ndarray
+    position: np.ndarray
+    length: np.ndarray
+    first_axis: np.ndarray
+    size: np.ndarray
+    data: np.ndarray
+    ids: list[str] | None = None
+    deadline: np.ndarray | None = None
+    live: int = 0  # as in FrameRequest
+
+    def asker(self, row: int) -> tuple[Any, int]:
+        """Who asked for a row, and the id of the frame in which."""
+        return self.to.asker(int(self.call[row]), self.ids is not None), int(self.frame_id[row])
+
+    def chunk(self, row: int) -> tuple[int, int, int]:
+        """Handle of a row, the stream that it was issued to, and where the chunk starts."""
+        return int(self.handle[row]), int(self.stream[row]), int(self.position[row])
+
+
+@dataclass(slots=True)
+class RowsWait:
+    """Rows wait where `take` gives them, as often as it is called; it may give none."""
+
+    take: Callable[[], list[Rows]]
 
 
 @dataclass(slots=True)
@@ -139,6 +190,14 @@ class AnswerReply:
 
 
 @dataclass(slots=True)
+class RowsReply(AnswerReply):
+    """An AnswerReply to rows of many calls: frame_ids, handles, starts, positions, lengths are arrays [M]; call: the
+    transport's number of each one's."""
+
+    call: Any = None
+
+
+@dataclass(slots=True)
 class FrameReply:
     """A frame that could not be read at all."""
 
@@ -182,5 +241,16 @@ class CallReply:
     error: CellarError | None = None
 
 
-Request = FrameRequest | StepRequest | PredictRequest | GenerateRequest | Credit | Cancel | StreamClosed | Call
+Request = (
+    FrameRequest
+    | Rows
+    | RowsWait
+    | StepRequest
+    | PredictRequest
+    | GenerateRequest
+    | Credit
+    | Cancel
+    | StreamClosed
+    | Call
+)
 Reply = AnswerReply | FrameReply | PredictReply | GenerateReply | CallReply

@@ -8,36 +8,39 @@ import numpy as np
 
 from cellar_server.errors import CellarError
 from cellar_server.sessions.core import Core
-from cellar_server.sessions.messages import AnswerReply, FrameRequest
+from cellar_server.sessions.messages import AnswerReply, FrameRequest, Rows, RowsReply
+
+# The outlet of rows that came one a message: what one run finished of them is one reply, whose they are.
+SHARED = 0
 
 
 class Outbox:
     """Makes the replies, and knows who else waits for a row because it was sent again while it ran."""
 
-    def __init__(self, core: Core, requests: dict[int, FrameRequest]) -> None:
+    def __init__(self, core: Core, requests: dict[int, FrameRequest | Rows]) -> None:
         self.core = core
         self._requests = requests
-        self._also: dict[int, list[tuple[FrameRequest, int]]] = {}
+        self._also: dict[int, list[tuple[FrameRequest | Rows, int]]] = {}
 
-    def add_asker(self, w: int, request: FrameRequest, row: int) -> None:
+    def add_asker(self, w: int, request: FrameRequest | Rows, row: int) -> None:
         """Row `row` of a frame asks for what row of work `w` computes already."""
         self._also.setdefault(w, []).append((request, row))
 
-    def take_askers(self, w: int) -> list[tuple[FrameRequest, int]]:
+    def take_askers(self, w: int) -> list[tuple[FrameRequest | Rows, int]]:
         """Who else waits for a row of work; forgotten with this call."""
         return self._also.pop(w, []) if self._also else []
 
     def answer(self, rows: np.ndarray, positions: np.ndarray, emissions: np.ndarray, outputs: np.ndarray) -> None:
-        """One answer for each stream that has rows [n] among these.
+        """One answer for each stream that has rows [n] among these, and one for all rows that came one a message.
 
         positions: after the chunks [n]; emissions: of each [n]; outputs: float32 [sum(emissions), ...].
         """
         work = self.core.work
-        streams = work.stream[rows]
+        outlets = work.outlet[rows]
         n = len(rows)
-        if n > 1 and (streams != streams[0]).any():
-            order = np.argsort(streams, kind="stable")
-            cuts = np.flatnonzero(np.diff(streams[order])) + 1
+        if n > 1 and (outlets != outlets[0]).any():
+            order = np.argsort(outlets, kind="stable")
+            cuts = np.flatnonzero(np.diff(outlets[order])) + 1
             ends = np.cumsum(emissions)
             if (emissions == emissions[0]).all():
                 packed = outputs.reshape(n, -1, *outputs.shape[1:])[order].reshape(outputs.shape)
@@ -45,15 +48,24 @@ class Outbox:
                 packed = np.concatenate([outputs[ends[i] - emissions[i] : ends[i]] for i in order.tolist()])
             rows, positions, emissions, outputs = rows[order], positions[order], emissions[order], packed
             bounds = [0, *cuts.tolist(), n]
+            outlets = outlets[order]
         else:
             bounds = [0, n]
+            if outlets[0] == SHARED and not self._also:
+                self._answer_shared(rows, positions, emissions, outputs)
+                return
         owners = work.owner[rows].tolist()
         handles, starts = work.handle[rows].tolist(), work.start[rows].tolist()
         position, counts = positions.tolist(), emissions.tolist()
         at = [0, *np.cumsum(emissions).tolist()]
         requests, replies = self._requests, self.core.replies
         for low, high in pairwise(bounds):
+            if outlets[low] == SHARED:
+                part = slice(low, high)
+                self._answer_shared(rows[part], positions[part], emissions[part], outputs[at[low] : at[high]])
+                continue
             first = requests[owners[low]]
+            assert isinstance(first, FrameRequest)
             if high - low == 1 or owners[low:high].count(owners[low]) == high - low:
                 frame_ids = [first.frame_id]
             else:
@@ -75,13 +87,31 @@ class Outbox:
                     self.core.counts.chunks_replayed += 1
                     self.repeat(request, row, starts[i], position[i], outputs[at[i] : at[i + 1]])
 
-    def repeat(self, request: FrameRequest, row: int, start: int, position: int, outputs: np.ndarray) -> None:
+    def _answer_shared(
+        self, rows: np.ndarray, positions: np.ndarray, emissions: np.ndarray, outputs: np.ndarray
+    ) -> None:
+        work = self.core.work
+        self.core.replies.append(
+            RowsReply(
+                self._requests[int(work.owner[rows[0]])].to,
+                work.frame_id[rows],
+                work.handle[rows],
+                work.start[rows],
+                positions,
+                emissions,
+                outputs,
+                call=work.call[rows],
+            )
+        )
+
+    def repeat(self, request: FrameRequest | Rows, row: int, start: int, position: int, outputs: np.ndarray) -> None:
         """The answer of one row once more. outputs: float32 [emissions, ...]."""
+        to, frame_id = request.asker(row)
         self.core.replies.append(
             AnswerReply(
-                request.to,
-                [request.frame_id],
-                [request.frame.handles[row]],
+                to,
+                [frame_id],
+                [request.chunk(row)[0]],
                 [start],
                 [position],
                 [len(outputs)],
@@ -89,21 +119,25 @@ class Outbox:
             )
         )
 
-    def refuse(self, request: FrameRequest, rows: list[int], errors: list[CellarError]) -> None:
-        """An answer of errors only: the given rows of one frame."""
-        frame, table = request.frame, self.core.table
-        handles = [frame.handles[row] for row in rows]
-        slots, valid = table.resolve(np.array(handles, np.uint64), request.stream)
+    def refuse(self, request: FrameRequest | Rows, rows: list[int], errors: list[CellarError]) -> None:
+        """Answers of errors only: the given rows of one frame in one, rows that came one a message each in its own."""
+        table = self.core.table
+        handles, streams, starts = zip(*(request.chunk(row) for row in rows), strict=True)
+        slots, valid = table.resolve(np.array(handles, np.uint64), np.array(streams, np.int64))
         positions = np.where(valid, table.position[slots], 0).tolist()
-        self.core.replies.append(
-            AnswerReply(
-                request.to,
-                [request.frame_id],
-                handles,
-                [frame.positions[row] for row in rows],
-                positions,
-                [0] * len(rows),
-                self.core.no_outputs(),
-                list(enumerate(errors)),
+        size = 1 if isinstance(request, Rows) else len(rows)
+        for low in range(0, len(rows), size):
+            to, frame_id = request.asker(rows[low])
+            part = slice(low, low + size)
+            self.core.replies.append(
+                AnswerReply(
+                    to,
+                    [frame_id],
+                    list(handles[part]),
+                    list(starts[part]),
+                    positions[part],
+                    [0] * size,
+                    self.core.no_outputs(),
+                    list(enumerate(errors[part])),
+                )
             )
-        )

@@ -32,10 +32,13 @@ from cellar_server.sessions.messages import (
     PredictRequest,
     Reply,
     Request,
+    Rows,
+    RowsWait,
     StepRequest,
     StreamClosed,
 )
 from cellar_server.sessions.predicts import Predicts
+from cellar_server.sessions.rows import RowsIn
 from cellar_server.sessions.runs import Runs
 from cellar_server.sessions.states import States
 from cellar_server.sessions.table import Table
@@ -85,6 +88,7 @@ class Sessions(Verbs):
         core.durability = durability
         super().__init__(core, frames, generations, states, durability)
         frames.departing = self.custody.departing
+        self.rows = RowsIn(core, frames, self._slot)
         self.predicts = Predicts(core)
         self.runs = Runs(core, frames, self.predicts, generations)
 
@@ -123,6 +127,10 @@ class Sessions(Verbs):
             at = end
             if kind is FrameRequest:
                 self.frames.admit(batch, now)  # type: ignore[arg-type]
+            elif kind is RowsWait:
+                self.rows.admit([rows for request in batch for rows in request.take()], now)  # type: ignore[union-attr]
+            elif kind is Rows:
+                self.rows.admit(batch, now)  # type: ignore[arg-type]
             elif kind is StepRequest:
                 self._admit_steps(batch, now)  # type: ignore[arg-type]
             elif kind is GenerateRequest:

@@ -25,9 +25,14 @@ def engine_of(handle: int) -> int:
     return handle >> _ENGINE_BITS & 0xFF
 
 
-def slot_of(handle: int) -> int:
-    """Place in its engine's table of the session that a handle stands for."""
-    return handle & MAX_SESSIONS - 1
+def engines_of(handles: np.ndarray) -> np.ndarray:
+    """Numbers [n] of the engines that issued handles uint64 [n]."""
+    return (handles >> np.uint64(_ENGINE_BITS)).astype(np.int64) & 0xFF
+
+
+def slots_of(handles: np.ndarray) -> np.ndarray:
+    """Places int64 [n], in their engine's table, of the sessions that handles uint64 [n] stand for."""
+    return (handles & np.uint64(MAX_SESSIONS - 1)).astype(np.int64)
 
 
 def span(places: np.ndarray) -> np.ndarray | slice:
@@ -131,6 +136,10 @@ class Table:
     def handle(self, slot: int) -> int:
         """The one valid handle of a slot that has one."""
         return int(self.ticket[slot]) << 32 | self._base | slot
+
+    def handles(self, slots: np.ndarray) -> np.ndarray:
+        """The valid handles uint64 [n] of slots [n] that have one each."""
+        return self.ticket[slots].astype(np.uint64) << _TICKET_SHIFT | (slots | self._base).astype(np.uint64)
 
     def issue(self, slot: int, stream: int) -> int:
         """A handle on a slot for a stream; an earlier one becomes void."""

@@ -19,6 +19,7 @@ from cellar_server.front.oip.inference import Requests, merged
 from cellar_server.front.oip.parameters import Parameters
 from cellar_server.front.registry import Registry
 from cellar_server.front.status import abort, unforeseen
+from cellar_server.transport.base import Transport
 
 EXTENSIONS = ["sequence", "statistics", "model_configuration", "model_repository"]
 # Metadata with which a caller asks for a real status instead of an error message on a stream.
@@ -37,7 +38,7 @@ class Host(Protocol):
 
 
 class OpenInference:
-    """The service; `handler` is what a gRPC server takes."""
+    """The service."""
 
     def __init__(self, registry: Registry, host: Host) -> None:
         self.registry = registry
@@ -45,8 +46,8 @@ class OpenInference:
         self._requests = Requests(registry)
         self._tallies: dict[tuple[str, int], statistics.Tally] = {}
 
-    def handler(self) -> grpc.GenericRpcHandler:
-        """Every method of the service: ours, or a clear UNIMPLEMENTED."""
+    def add_to(self, server: Transport) -> None:
+        """Registers every method of the service: ours, or a clear UNIMPLEMENTED."""
         handlers = {}
         for method in schema.SERVICE.methods:
             request = message_factory.GetMessageClass(method.input_type)
@@ -57,7 +58,9 @@ class OpenInference:
             else:
                 make, function = grpc.unary_unary_rpc_method_handler, ours or _unsupported
             handlers[method.name] = make(function, request.FromString, response.SerializeToString)
-        return grpc.method_handlers_generic_handler(schema.SERVICE.full_name, handlers)
+        name = schema.SERVICE.full_name
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(name, handlers),))
+        server.add_registered_method_handlers(name, handlers)
 
     # -- server and models ---------------------------------------------------------------------------------------
 

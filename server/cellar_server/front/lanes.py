@@ -1,0 +1,251 @@
+"""Rows between the native transport and the engines: one chunk a message outside, many in one batch here."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from cellar_proto.v1.inference_pb2 import Frame, StepRequest, StepResponse
+from cellar_proto.v1.tensor_pb2 import Tensor
+
+from cellar_server.engine import Engine
+from cellar_server.errors import CellarError
+from cellar_server.front.messages import answer_message, tensor
+from cellar_server.front.registry import Registry
+from cellar_server.front.status import CODES, error_metadata
+from cellar_server.sessions.directory import scoped
+from cellar_server.sessions.messages import AnswerReply, FrameReply, Rows, RowsReply, RowsWait
+from cellar_server.sessions.rows import chosen
+from cellar_server.sessions.table import engines_of
+from cellar_server.transport.native import STEPS, NativeServer
+
+STEP_METHOD = "/cellar.v1.Inference/Step"
+
+
+class Lanes:
+    """Takes rows out of the transport's lanes and puts their answers in.
+
+    A lane is an engine's: what waits in it is taken by the engine itself, when it begins its next run. Rows of unary
+    steps wait in a lane of their own; who their engines are is found out on the transport's thread.
+    """
+
+    def __init__(self, registry: Registry, server: NativeServer, loop: asyncio.AbstractEventLoop) -> None:
+        self.registry = registry
+        self._server = server
+        self._transport = server.transport
+        self._loop = loop
+        self._streams: dict[
+            int, Callable[[Frame], None]
+        ] = {}  # what takes a frame of a stream that is no row, by number
+        server.add_lane(STEPS, self._take_steps, method=STEP_METHOD)
+        if registry.callers.is_on:
+            self._transport.set_caller_header("authorization")
+
+    # -- in ------------------------------------------------------------------------------------------------------
+
+    def open(self, engine: Engine, number: int, post: Callable[[Frame], None]) -> int:
+        """The lane for a stream that opened sessions of an engine. post: takes those of its frames that must go the
+        way of all others."""
+        self._streams[number] = post
+        lane = engine.number + 1
+        wait = RowsWait(lambda: self._take(engine, lane))
+        self._server.add_lane(lane, lambda: engine.post(wait))
+        return lane
+
+    def close(self, number: int) -> None:
+        """A stream is gone."""
+        self._streams.pop(number, None)
+
+    def _take(self, engine: Engine, lane: int) -> list[Rows]:
+        """What waits for an engine; on the engine's thread."""
+        taken = []
+        for rest, _, numbers, data, _, _ in self._transport.take_rows(lane):
+            rows = self._rows(Frame.FromString(rest), numbers, data)
+            theirs = engines_of(rows.handle) == engine.number
+            if not theirs.all():
+                self._hand_over(chosen(rows, np.flatnonzero(~theirs)))
+                rows = chosen(rows, np.flatnonzero(theirs))
+            taken.append(rows)
+        return taken
+
+    def _rows(self, frame: Frame, numbers: np.ndarray, data: np.ndarray) -> Rows:
+        call, stream, frame_id, handle, position, length, first_axis, size = numbers
+        return Rows(
+            self,
+            frame,
+            call.view(np.uint64),
+            stream,
+            frame_id.view(np.uint64),
+            handle.view(np.uint64),
+            position,
+            length,
+            first_axis,
+            size,
+            data,
+        )
+
+    def _hand_over(self, rows: Rows) -> None:
+        """Rows of sessions of another model than the first of their stream: each as the frame that it came in."""
+        for i in range(len(rows.call)):
+            one = chosen(rows, np.array([i]))
+            frame = Frame()
+            frame.CopyFrom(rows.frame)
+            frame.frame_id = int(one.frame_id[0])
+            frame.handles.append(int(one.handle[0]))
+            frame.positions.append(int(one.position[0]))
+            if one.length[0] >= 0:
+                frame.lengths.append(int(one.length[0]))
+            _fill(frame.inputs, one)
+            self._loop.call_soon_threadsafe(self._hand_over_one, int(one.stream[0]), int(one.call[0]), frame)
+
+    def _hand_over_one(self, stream: int, call: int, frame: Frame) -> None:
+        post = self._streams.get(stream)
+        if post is not None:
+            self._transport.settle(call, -1, 1)  # it is a message now, which the stream settles
+            post(frame)
+
+    # -- unary steps ---------------------------------------------------------------------------------------------
+
+    def _take_steps(self) -> None:
+        """Unary steps to the engines that hold their sessions; on the transport's thread."""
+        for rest, caller, numbers, data, ids, left_s in self._transport.take_rows(STEPS):
+            step = StepRequest.FromString(rest)
+            frame = Frame(
+                inputs=step.inputs,
+                timeouts_ms=[step.timeout_ms] if step.timeout_ms else None,
+                priorities=[step.priority] if step.priority else None,
+                ends=[True] if step.ends else None,
+            )
+            rows = self._rows(frame, numbers, data)
+            rows.deadline = np.where(left_s < 0, np.inf, time.monotonic() + left_s)
+            engines: dict[Engine | None, list[int]] = {}
+            rows.ids = []
+            scope = self._scope(caller)
+            for i, raw in enumerate(ids):
+                id = raw.decode("utf-8", "replace")
+                rows.ids.append(id if scope is None else scoped(scope, id))
+                engines.setdefault(None if scope is None else self._engine_of(rows.ids[i]), []).append(i)
+            for engine, places in engines.items():
+                those = rows if len(places) == len(ids) else chosen(rows, np.array(places))
+                if engine is None:
+                    self._serve(those, step, caller, [ids[i] for i in places])
+                else:
+                    engine.post(those)
+
+    def _scope(self, caller: bytes) -> str | None:
+        """What stands in front of a caller's ids; None where it may not call."""
+        try:
+            return self.registry.callers.scope_of((("authorization", caller.decode("latin-1")),) if caller else ())
+        except CellarError:
+            return None
+
+    def _engine_of(self, id: str) -> Engine | None:
+        try:
+            return self.registry.directory.engine_of(id)
+        except CellarError:
+            return None
+
+    def _serve(self, rows: Rows, step: StepRequest, caller: bytes, ids: list[bytes]) -> None:
+        """Steps of callers or sessions that are not known here: the method's own handler deals with each."""
+        for i, id in enumerate(ids):
+            one = chosen(rows, np.array([i]))
+            request = StepRequest()
+            request.CopyFrom(step)
+            if one.position[0] >= 0:
+                request.position = int(one.position[0])
+            request.length = max(0, int(one.length[0]))
+            _fill(request.inputs, one)
+            # the id as it came: it may not be UTF-8, which the handler's parser says
+            message = request.SerializeToString() + b"\x0a" + _varint(len(id)) + id
+            left_s = -1.0
+            if np.isfinite(one.deadline[0]):  # type: ignore[index]
+                left_s = max(0.0, float(one.deadline[0]) - time.monotonic())  # type: ignore[index]
+            metadata = [("authorization", caller)] if caller else []
+            self._server.serve_later(STEP_METHOD, int(one.call[0]), left_s, metadata, message)
+
+    # -- out -----------------------------------------------------------------------------------------------------
+
+    def send(self, reply: RowsReply) -> None:
+        """Answers of many calls, at once; from any thread."""
+        if reply.errors:
+            self._send_errors(reply)
+            return
+        self._transport.send(
+            reply.call,
+            reply.frame_ids,
+            reply.handles,
+            reply.starts,
+            reply.positions,
+            reply.lengths,
+            np.ascontiguousarray(reply.outputs),
+            reply.outputs.shape[1:],
+            np.array(reply.durable, np.int64) if len(reply.durable) else None,
+        )
+
+    def _send_errors(self, reply: RowsReply) -> None:
+        """A reply some of whose rows failed after their run."""
+        errors = dict(reply.errors)
+        ends = np.cumsum(reply.lengths)
+        for i in range(len(reply.call)):
+            outputs = reply.outputs[ends[i] - reply.lengths[i] : ends[i]]
+            one = AnswerReply(
+                self.asker(int(reply.call[i]), False),
+                [int(reply.frame_ids[i])],
+                [int(reply.handles[i])],
+                [int(reply.starts[i])],
+                [int(reply.positions[i])],
+                [int(reply.lengths[i])],
+                outputs,
+                [(0, errors[i])] if i in errors else [],
+                [reply.durable[i]] if len(reply.durable) else [],
+            )
+            self._loop.call_soon_threadsafe(one.to.receive, one)
+
+    def asker(self, call: int, is_step: bool) -> _Asker:
+        """Whom a single row's answer goes to."""
+        return _Asker(self._transport, call, is_step)
+
+
+class _Asker:
+    """The call of one row."""
+
+    def __init__(self, transport: Any, call: int, is_step: bool) -> None:
+        self._transport, self._call, self._is_step = transport, call, is_step
+
+    def receive(self, reply: AnswerReply | FrameReply) -> None:
+        if not self._is_step:
+            self._transport.write(self._call, answer_message(reply).SerializeToString(), 1, False)
+            return
+        error = reply.errors[0][1] if isinstance(reply, AnswerReply) and reply.errors else None
+        if error is not None:
+            self._transport.finish(
+                self._call, None, CODES[error.reason].value[0], error.message, list(error_metadata(error))
+            )
+            return
+        response = StepResponse(
+            position=reply.positions[0],
+            durable_position=reply.durable[0] if reply.durable else 0,
+            outputs=tensor(reply.outputs),
+        )
+        self._transport.finish(self._call, response.SerializeToString(), 0, "", [])
+
+
+def _fill(inputs: Tensor, one: Rows) -> None:
+    """The tensor of a single row."""
+    tail = list(inputs.shape)
+    del inputs.shape[:]
+    if one.first_axis[0] >= 0:
+        inputs.shape.extend([int(one.first_axis[0]), *tail])
+    inputs.data = one.data.tobytes()
+
+
+def _varint(value: int) -> bytes:
+    made = bytearray()
+    while value >= 0x80:
+        made.append(value & 0x7F | 0x80)
+        value >>= 7
+    made.append(value)
+    return bytes(made)

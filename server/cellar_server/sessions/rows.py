@@ -1,0 +1,185 @@
+"""Chunks that came one a message: those of many streams and calls, read and admitted together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from itertools import groupby
+
+import numpy as np
+
+from cellar_server.errors import CellarError
+from cellar_server.sessions.columns import Columns, positions
+from cellar_server.sessions.content import Content
+from cellar_server.sessions.core import Core
+from cellar_server.sessions.digest import digests, mix
+from cellar_server.sessions.frames import Frames
+from cellar_server.sessions.messages import UNARY_STREAM, AnswerReply, Rows
+
+_COLUMNS = ("call", "stream", "frame_id", "handle", "position", "length", "first_axis", "size")
+
+
+@dataclass(slots=True)
+class _Together:
+    """What `Columns` knows as a frame: rows that came one a message."""
+
+    request: Rows
+    is_timed: bool
+
+
+class RowsIn:
+    """Takes rows in as `Frames` takes in frames: the same checks, for all of them at once."""
+
+    def __init__(self, core: Core, frames: Frames, slot_of: Callable[[str], int]) -> None:
+        self.core = core
+        self.frames = frames
+        self._slot_of = slot_of  # of a session by its id; CellarError
+
+    def admit(self, requests: Iterable[Rows], now: float) -> None:
+        """Queues the chunks; refuses those that cannot run, each in an answer of its own."""
+        for _, alike in groupby(requests, key=lambda rows: (rows.frame.SerializeToString(), rows.ids is None)):
+            rows = joined(list(alike))
+            try:
+                self.frames.check_room(len(rows.data))
+            except CellarError as error:
+                self.refuse(rows, np.arange(len(rows.call)), error)
+                continue
+            rows = self._fit(rows)
+            if rows.ids is not None:
+                rows = self._find(rows)
+            if len(rows.call):
+                self._admit(rows, now)
+
+    def refuse(self, rows: Rows, places: np.ndarray, error: CellarError) -> None:
+        """Answers the rows at `places` with one error."""
+        if len(places):
+            self.frames.refuse(rows, places.tolist(), [error] * len(places))
+
+    def _fit(self, rows: Rows) -> Rows:
+        """Rows whose bytes are what their lengths and shapes say, with these filled in; the others are refused."""
+        content: Content = self.frames.content
+        unit, given = content.unit_bytes, rows.frame.inputs
+        if rows.ids is None:
+            length = np.where(rows.length < 0, 1, rows.length)
+        else:  # by default the whole of what was sent
+            whole = np.where(rows.first_axis < 0, rows.size // unit, rows.first_axis)
+            length = np.where(rows.length <= 0, whole, rows.length)
+        rows.length = length
+        is_fit = length * unit == rows.size
+        has_shape = rows.first_axis >= 0
+        if has_shape.any():
+            is_fit &= ~has_shape | ((rows.first_axis == length) & (list(given.shape) == list(content.unit_shape)))
+        if given.dtype and given.dtype != content.wire_dtype:
+            is_fit[:] = False
+        if is_fit.all():
+            return rows
+        for i in np.flatnonzero(~is_fit).tolist():
+            shape = [int(rows.first_axis[i]), *given.shape] if has_shape[i] else []
+            try:
+                content.check(given.dtype, shape, int(rows.size[i]), int(length[i]))
+            except CellarError as error:
+                self.refuse(rows, np.array([i]), error)
+        return chosen(rows, np.flatnonzero(is_fit))
+
+    def _find(self, rows: Rows) -> Rows:
+        """Rows by session id: their handles filled in; those of sessions that are not here are refused."""
+        table = self.core.table
+        assert rows.ids is not None
+        slots = np.empty(len(rows.ids), np.int64)
+        for i, id in enumerate(rows.ids):
+            try:
+                slots[i] = self._slot_of(id)
+            except CellarError as error:
+                slots[i] = -1
+                self.refuse(rows, np.array([i]), error)
+        found = slots >= 0
+        if not found.all():
+            rows, slots = chosen(rows, np.flatnonzero(found)), slots[found]
+        for slot in slots[table.stream[slots] != UNARY_STREAM].tolist():
+            if int(table.stream[slot]) != UNARY_STREAM:
+                table.issue(slot, UNARY_STREAM)
+        rows.handle = table.handles(slots)
+        rows.stream = np.full(len(slots), UNARY_STREAM, np.int64)
+        return rows
+
+    def _admit(self, rows: Rows, now: float) -> None:
+        """Rows of one session go in one after the other."""
+        distinct = np.unique(rows.handle)
+        if len(distinct) == len(rows.handle):
+            self._admit_distinct(rows, now)
+            return
+        seen: dict[int, int] = {}
+        turn = np.empty(len(rows.handle), np.int64)
+        for i, handle in enumerate(rows.handle.tolist()):
+            turn[i] = seen[handle] = seen.get(handle, -1) + 1
+        for k in range(int(turn.max()) + 1):
+            self._admit_distinct(chosen(rows, np.flatnonzero(turn == k)), now)
+
+    def _admit_distinct(self, rows: Rows, now: float) -> None:
+        content, table = self.frames.content, self.core.table
+        n, length, frame = len(rows.call), rows.length, rows.frame
+        if (absent := rows.position < 0).any():  # where the session stands
+            slots, _ = table.resolve(rows.handle, rows.stream)
+            rows.position = np.where(absent, table.accepted[slots], rows.position)
+        ends = np.cumsum(length)
+        end = np.ones(n, np.bool_) if frame.ends and frame.ends[0] else None
+        digest = digests(rows.data, length, content.unit_bytes)
+        if end is not None:
+            digest = mix(digest + np.uint64(1))
+        is_timed = bool(frame.timeouts_ms or frame.priorities) or (
+            rows.deadline is not None and bool((rows.deadline < np.inf).any())
+        )
+        columns = Columns(
+            [_Together(rows, is_timed)],  # type: ignore[list-item]
+            [n],
+            np.zeros(n, np.int64),
+            np.arange(n),
+            rows.stream,
+            rows.handle,
+            positions(rows.position),
+            length,
+            end,
+            content.array(rows.data, int(ends[-1])),
+            ends - length,
+            digest,
+            {},
+        )
+        columns.refuse_unfit(content, self.core.max_chunk)
+        self.frames.admit_columns(columns, now)
+
+
+def chosen(rows: Rows, places: np.ndarray) -> Rows:
+    """The rows at `places` alone."""
+    ends = np.cumsum(rows.size)
+    pieces = [rows.data[ends[i] - rows.size[i] : ends[i]] for i in places.tolist()]
+    return replace(
+        rows,
+        **{name: getattr(rows, name)[places] for name in _COLUMNS},
+        data=np.concatenate(pieces) if pieces else rows.data[:0],
+        ids=None if rows.ids is None else [rows.ids[i] for i in places.tolist()],
+        deadline=None if rows.deadline is None else rows.deadline[places],
+    )
+
+
+def joined(requests: list[Rows]) -> Rows:
+    """Rows that have the same in common, as one."""
+    first = requests[0]
+    if len(requests) == 1:
+        return first
+    return replace(
+        first,
+        **{name: np.concatenate([getattr(rows, name) for rows in requests]) for name in (*_COLUMNS, "data")},
+        ids=None if first.ids is None else [id for rows in requests for id in rows.ids or ()],
+        deadline=None if first.deadline is None else np.concatenate([rows.deadline for rows in requests]),  # type: ignore[misc]
+    )
+
+
+def refusals(rows: Rows, error: CellarError) -> list[AnswerReply]:
+    """Answers of one error to rows that no session sees."""
+    nothing = np.zeros((0,), np.float32)
+    replies = []
+    for row in range(len(rows.call)):
+        to, frame_id = rows.asker(row)
+        handle, _, start = rows.chunk(row)
+        replies.append(AnswerReply(to, [frame_id], [handle], [max(0, start)], [0], [0], nothing, [(0, error)]))
+    return replies

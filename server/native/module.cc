@@ -1,0 +1,216 @@
+// The transport for Python: batches in and out with the interpreter's lock taken once for each.
+#include <grpc/grpc.h>
+#include <grpc/grpc_security.h>
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include "transport.h"
+
+namespace py = pybind11;
+using namespace cellar;
+
+namespace {
+
+// TLS certificates that can be replaced while the server runs: gRPC asks for them at each handshake.
+class Certificates : public grpc::ServerCredentials {
+ public:
+  Certificates(std::string chain, std::string key, std::string client_ca, bool requires_client)
+      : requires_client_(requires_client) {
+    replace(std::move(chain), std::move(key), std::move(client_ca));
+  }
+
+  void replace(std::string chain, std::string key, std::string client_ca) {
+    std::lock_guard guard(lock_);
+    chain_ = std::move(chain);
+    key_ = std::move(key);
+    client_ca_ = std::move(client_ca);
+    is_new_ = true;
+  }
+
+  void SetAuthMetadataProcessor(const std::shared_ptr<grpc::AuthMetadataProcessor>&) override {}
+
+ private:
+  int AddPortToServer(const std::string& address, grpc_server* server) override {
+    const auto asked = requires_client_     ? GRPC_SSL_REQUEST_AND_REQUIRE_CLIENT_CERTIFICATE_AND_VERIFY
+                       : client_ca_.empty() ? GRPC_SSL_DONT_REQUEST_CLIENT_CERTIFICATE
+                                            : GRPC_SSL_REQUEST_CLIENT_CERTIFICATE_AND_VERIFY;
+    auto* options = grpc_ssl_server_credentials_create_options_using_config_fetcher(asked, &Certificates::fetch, this);
+    grpc_server_credentials* made = grpc_ssl_server_credentials_create_with_options(options);
+    const int port = grpc_server_add_http2_port(server, address.c_str(), made);
+    grpc_server_credentials_release(made);
+    return port;
+  }
+
+  static grpc_ssl_certificate_config_reload_status fetch(void* self, grpc_ssl_server_certificate_config** config) {
+    auto* certificates = static_cast<Certificates*>(self);
+    std::lock_guard guard(certificates->lock_);
+    if (!certificates->is_new_) return GRPC_SSL_CERTIFICATE_CONFIG_RELOAD_UNCHANGED;
+    const grpc_ssl_pem_key_cert_pair pair = {certificates->key_.c_str(), certificates->chain_.c_str()};
+    const char* ca = certificates->client_ca_.empty() ? nullptr : certificates->client_ca_.c_str();
+    *config = grpc_ssl_server_certificate_config_create(ca, &pair, 1);
+    certificates->is_new_ = false;
+    return GRPC_SSL_CERTIFICATE_CONFIG_RELOAD_NEW;
+  }
+
+  const bool requires_client_;
+  std::mutex lock_;
+  std::string chain_, key_, client_ca_;
+  bool is_new_ = false;
+};
+
+py::bytes bytes_of(const grpc::ByteBuffer& buffer) {
+  std::vector<grpc::Slice> slices;
+  if (!buffer.Valid() || !buffer.Dump(&slices).ok()) return py::bytes();
+  if (slices.size() == 1) return py::bytes(reinterpret_cast<const char*>(slices[0].begin()), slices[0].size());
+  std::string joined;
+  joined.reserve(buffer.Length());
+  for (const auto& slice : slices) joined.append(reinterpret_cast<const char*>(slice.begin()), slice.size());
+  return py::bytes(joined);
+}
+
+grpc::ByteBuffer buffer_of(const py::bytes& message) {
+  char* at;
+  Py_ssize_t size;
+  PyBytes_AsStringAndSize(message.ptr(), &at, &size);
+  grpc::Slice slice(at, static_cast<size_t>(size));
+  return grpc::ByteBuffer(&slice, 1);
+}
+
+py::list pairs_of(const Pairs& pairs) {
+  py::list made;
+  for (const auto& [key, value] : pairs) made.append(py::make_tuple(key, py::bytes(value)));
+  return made;
+}
+
+py::tuple event_of(const Event& event) {
+  if (event.kind == Kind::kOpen) {
+    return py::make_tuple(int(event.kind), event.call, event.ok, bytes_of(event.message), event.method, event.peer,
+                          pairs_of(event.metadata), pairs_of(event.identity), event.time_left_s);
+  }
+  if (event.kind == Kind::kMessage) return py::make_tuple(int(event.kind), event.call, true, bytes_of(event.message));
+  return py::make_tuple(int(event.kind), event.call, event.ok, py::none());
+}
+
+// (rest, caller, numbers int64 [8, n], data uint8 [bytes], ids, time_left_s); the bytes change hands.
+py::tuple rows_of(Rows& rows) {
+  const auto n = static_cast<py::ssize_t>(rows.call.size());
+  py::array_t<int64_t> numbers({py::ssize_t{8}, n});
+  const void* columns[] = {rows.call.data(),     rows.stream.data(), rows.frame_id.data(),   rows.handle.data(),
+                           rows.position.data(), rows.length.data(), rows.first_axis.data(), rows.size.data()};
+  char* at = reinterpret_cast<char*>(numbers.mutable_data());
+  for (const void* column : columns) at = static_cast<char*>(std::memcpy(at, column, 8 * size_t(n))) + 8 * size_t(n);
+  auto* data = new std::string(std::move(rows.data));
+  const py::capsule owner(data, [](void* held) { delete static_cast<std::string*>(held); });
+  const py::array_t<uint8_t> bytes({static_cast<py::ssize_t>(data->size())}, {py::ssize_t{1}},
+                                   reinterpret_cast<uint8_t*>(data->data()), owner);
+  py::object ids = py::none(), left = py::none();
+  if (rows.style == Style::kStep) {
+    py::list made;
+    for (const auto& id : rows.ids) made.append(py::bytes(id));
+    ids = made;
+    left = py::array_t<double>(n, rows.time_left_s.data());
+  }
+  return py::make_tuple(py::bytes(rows.rest), py::bytes(rows.caller), numbers, bytes, ids, left);
+}
+
+py::object take(Transport& transport) {
+  std::vector<Event> events;
+  bool is_open;
+  {
+    py::gil_scoped_release released;
+    is_open = transport.take(&events);
+  }
+  if (!is_open) return py::none();
+  py::list made;
+  for (const auto& each : events) made.append(event_of(each));
+  return made;
+}
+
+py::list take_rows(Transport& transport, uint64_t lane) {
+  py::list made;
+  for (auto& each : transport.take_rows(lane)) made.append(rows_of(each));
+  return made;
+}
+
+template <typename T>
+using Column = py::array_t<T, py::array::c_style>;
+
+void send(Transport& transport, const Column<uint64_t>& calls, const Column<uint64_t>& frame_ids,
+          const Column<uint64_t>& handles, const Column<int64_t>& starts, const Column<int64_t>& positions,
+          const Column<int64_t>& lengths, const Column<float>& outputs, const std::vector<uint64_t>& axes,
+          const std::optional<Column<int64_t>>& durable) {
+  const auto count = static_cast<size_t>(calls.size());
+  std::vector<int64_t> offset(count);
+  int64_t total = 0;
+  for (size_t i = 0; i < count; ++i) {
+    offset[i] = total;
+    total += lengths.data()[i];
+  }
+  Answers answers{frame_ids.data(),  handles.data(), starts.data(),
+                  positions.data(),  lengths.data(), durable ? durable->data() : nullptr,
+                  offset.data(),     reinterpret_cast<const char*>(outputs.data()), sizeof(float), {}};
+  for (const uint64_t axis : axes) {
+    answers.emission_bytes *= axis;
+    append_varint(&answers.axes, axis);
+  }
+  for (const py::ssize_t size : {frame_ids.size(), handles.size(), starts.size(), positions.size(), lengths.size(),
+                                 durable ? durable->size() : calls.size()}) {
+    if (static_cast<size_t>(size) != count) throw py::value_error("the columns are not of one length");
+  }
+  if (static_cast<uint64_t>(total) * answers.emission_bytes != static_cast<uint64_t>(outputs.nbytes())) {
+    throw py::value_error("the outputs are not what the lengths say");
+  }
+  const uint64_t* to = calls.data();
+  py::gil_scoped_release released;
+  transport.send(answers, to, count);
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_native, module) {
+  py::class_<grpc::ServerCredentials, std::shared_ptr<grpc::ServerCredentials>>(module, "ServerCredentials");
+  py::class_<Certificates, grpc::ServerCredentials, std::shared_ptr<Certificates>>(module, "Certificates")
+      .def(py::init<std::string, std::string, std::string, bool>(), py::arg("chain"), py::arg("key"),
+           py::arg("client_ca"), py::arg("requires_client"))
+      .def("replace", &Certificates::replace);
+  module.def("insecure", &grpc::InsecureServerCredentials);
+  using released = py::call_guard<py::gil_scoped_release>;
+  py::class_<Transport>(module, "Transport")
+      .def(py::init<int, std::vector<std::pair<std::string, int>>>(), py::arg("max_receive_bytes"), py::arg("options"))
+      .def("add_method", [](Transport& t, const std::string& path, int style) { t.add_method(path, Style(style)); })
+      .def("set_caller_header", &Transport::set_caller_header)
+      .def("listen", &Transport::listen, released())
+      .def("start", &Transport::start, released())
+      .def("take", &take)
+      .def("take_rows", &take_rows)
+      .def("open_lane", &Transport::open_lane, released())
+      .def("settle", &Transport::settle, released())
+      .def("read", &Transport::read, released())
+      .def("write",
+           [](Transport& t, uint64_t call, const py::bytes& message, int rows, bool notify) {
+             const auto buffer = buffer_of(message);
+             py::gil_scoped_release unlocked;
+             return t.write(call, buffer, rows, notify);
+           })
+      .def("finish",
+           [](Transport& t, uint64_t call, const std::optional<py::bytes>& message, int code, const std::string& text,
+              const std::vector<std::pair<std::string, py::bytes>>& trailing) {
+             grpc::ByteBuffer buffer;
+             if (message) buffer = buffer_of(*message);
+             Pairs pairs(trailing.begin(), trailing.end());
+             const bool has_message = message.has_value();
+             py::gil_scoped_release unlocked;
+             t.finish(call, has_message ? &buffer : nullptr, grpc::Status(grpc::StatusCode(code), text), pairs);
+           })
+      .def("cancel", &Transport::cancel, released())
+      .def("send", &send, py::arg("calls").noconvert(), py::arg("frame_ids").noconvert(),
+           py::arg("handles").noconvert(), py::arg("starts").noconvert(), py::arg("positions").noconvert(),
+           py::arg("lengths").noconvert(), py::arg("outputs").noconvert(), py::arg("axes"), py::arg("durable"))
+      .def("shutdown", &Transport::shutdown, released())
+      .def("counters", [](Transport& t) {
+        const Counters c = t.counters();
+        return py::dict(py::arg("calls") = c.calls, py::arg("live_calls") = c.live_calls,
+                        py::arg("messages") = c.messages, py::arg("rows") = c.rows, py::arg("writes") = c.writes);
+      });
+}

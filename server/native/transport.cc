@@ -1,0 +1,474 @@
+#include "transport.h"
+
+#include <chrono>
+
+namespace cellar {
+
+namespace {
+
+// Calls that wait to be matched with a new RPC: a burst of them is taken in without a round through the poller each.
+constexpr int kAccepting = 32;
+// Rows among which those are looked for that a new row can join.
+constexpr size_t kSearched = 8;
+
+std::string_view flat(const grpc::ByteBuffer& buffer, grpc::Slice* slice) {
+  if (!buffer.TrySingleSlice(slice).ok() && !buffer.DumpToSingleSlice(slice).ok()) return {};
+  return {reinterpret_cast<const char*>(slice->begin()), slice->size()};
+}
+
+// A slice of `size` bytes that `fill` writes.
+template <typename Fill>
+grpc::ByteBuffer made(size_t size, Fill fill) {
+  grpc_slice raw = grpc_slice_malloc(size);
+  fill(reinterpret_cast<char*>(GRPC_SLICE_START_PTR(raw)));
+  grpc::Slice slice(raw, grpc::Slice::STEAL_REF);
+  return grpc::ByteBuffer(&slice, 1);
+}
+
+}  // namespace
+
+// -- a call ----------------------------------------------------------------------------------------------------------
+
+Call::Tag* Call::tag(Op op) {
+  Tag& tag = tags_[static_cast<int>(op)];
+  tag.call = shared_from_this();
+  return &tag;
+}
+
+void Call::request() {
+  context_.AsyncNotifyWhenDone(tag(Op::kDone));
+  transport_.service_.RequestCall(&context_, &stream_io_, transport_.queue_.get(), transport_.queue_.get(),
+                                  tag(Op::kOpen));
+}
+
+void Call::on(Op op, bool ok) {
+  switch (op) {
+    case Op::kOpen:
+      if (ok) {
+        opened();
+      } else {
+        tags_[static_cast<int>(Op::kDone)].call.reset();  // it never began: gRPC sends no kDone
+      }
+      break;
+    case Op::kRead:
+      received(ok);
+      break;
+    case Op::kWrite:
+      written(ok);
+      break;
+    case Op::kFinish:
+      break;
+    case Op::kDone:
+      over();
+      break;
+  }
+}
+
+double Call::time_left_s() const {
+  const auto deadline = context_.deadline();
+  if (deadline == std::chrono::system_clock::time_point::max()) return -1.0;
+  const std::chrono::duration<double> left = deadline - std::chrono::system_clock::now();
+  return std::max(0.0, left.count());
+}
+
+void Call::opened() {
+  transport_.accept();
+  const auto found = transport_.methods_.find(context_.method());
+  if (found != transport_.methods_.end()) style_ = found->second;
+  if (!transport_.caller_header_.empty()) {
+    const auto& metadata = context_.client_metadata();
+    const auto value = metadata.find(transport_.caller_header_);
+    if (value != metadata.end()) caller_.assign(value->second.data(), value->second.size());
+  }
+  transport_.add(shared_from_this(), &id_);
+  std::lock_guard guard(lock_);
+  if (style_ == Style::kStream) {
+    announce(true);
+  } else {
+    start_read();
+  }
+}
+
+// Tells of the call: at once, or with its only message.
+void Call::announce(bool ok) {
+  Event event{Kind::kOpen, id_};
+  event.ok = ok;
+  event.message.Swap(&in_);
+  event.method = context_.method();
+  event.peer = context_.peer();
+  event.time_left_s = time_left_s();
+  for (const auto& [key, value] : context_.client_metadata()) {
+    event.metadata.emplace_back(std::string(key.data(), key.size()), std::string(value.data(), value.size()));
+  }
+  const auto identity = context_.auth_context();
+  for (auto each = identity->begin(); each != identity->end(); ++each) {
+    const auto& [key, value] = *each;
+    event.identity.emplace_back(std::string(key.data(), key.size()), std::string(value.data(), value.size()));
+  }
+  transport_.post(std::move(event));
+}
+
+// The next message, or the end of them.
+void Call::received(bool ok) {
+  std::lock_guard guard(lock_);
+  is_reading_ = false;
+  if (ok) ++transport_.messages_;
+  if (style_ != Style::kStream) {
+    Row row;
+    grpc::Slice slice;
+    is_row_ = ok && style_ == Style::kStep && read_step(flat(in_, &slice), &row);
+    if (is_row_) {
+      transport_.post_row(*this, row);
+      in_.Clear();
+    } else {
+      announce(ok);
+    }
+    return;
+  }
+  if (!ok) {
+    is_half_closed_ = true;
+    post_half_close();
+    return;
+  }
+  Row row;
+  grpc::Slice slice;
+  // a message that is no row may name the sessions of rows behind it: these wait until it was dealt with
+  if (stream_ && messages_ == 0 && read_frame(flat(in_, &slice), &row)) {
+    ++rows_;
+    transport_.post_row(*this, row);
+    in_.Clear();
+  } else {
+    if (stream_) ++messages_;
+    Event event{Kind::kMessage, id_};
+    event.message.Swap(&in_);
+    transport_.post(std::move(event));
+  }
+  if (stream_) {
+    read_ahead();
+  } else if (wanted_ > 0 && !is_over_) {
+    --wanted_;
+    start_read();
+  }
+}
+
+// A stream's end is told of when its rows are answered.
+void Call::post_half_close() {
+  if (!is_half_closed_ || is_half_close_posted_ || rows_ > 0) return;
+  is_half_close_posted_ = true;
+  transport_.post(Event{Kind::kHalfClose, id_});
+}
+
+void Call::start_read() {
+  is_reading_ = true;
+  stream_io_.Read(&in_, tag(Op::kRead));
+}
+
+void Call::read_ahead() {
+  if (!is_reading_ && !is_half_closed_ && !is_over_ && messages_ + rows_ < window_) start_read();
+}
+
+void Call::open_lane(uint64_t lane, uint64_t stream, int window) {
+  std::lock_guard guard(lock_);
+  lane_ = lane;
+  stream_ = stream;
+  window_ = window;
+  read_ahead();
+}
+
+void Call::settle(int messages, int rows) {
+  std::lock_guard guard(lock_);
+  messages_ -= messages;
+  rows_ -= rows;
+  post_half_close();
+  read_ahead();
+}
+
+void Call::read() {
+  std::lock_guard guard(lock_);
+  if (is_reading_) {
+    ++wanted_;
+  } else if (is_half_closed_ || is_over_) {
+    return;
+  } else {
+    start_read();
+  }
+}
+
+void Call::start_write() {
+  is_writing_ = true;
+  if (out_.empty()) {
+    if (has_last_) {
+      stream_io_.WriteAndFinish(last_, grpc::WriteOptions(), status_, tag(Op::kFinish));
+    } else {
+      stream_io_.Finish(status_, tag(Op::kFinish));
+    }
+    return;
+  }
+  ++transport_.writes_;
+  stream_io_.Write(out_.front().message, tag(Op::kWrite));
+}
+
+bool Call::write(const grpc::ByteBuffer& message, int rows, bool notify) {
+  std::lock_guard guard(lock_);
+  if (is_over_ || is_finishing_) return false;
+  out_.push_back({message, rows, notify});
+  if (!is_writing_) start_write();
+  return true;
+}
+
+void Call::written(bool ok) {
+  std::lock_guard guard(lock_);
+  const Out done = std::move(out_.front());
+  out_.pop_front();
+  is_writing_ = false;
+  if (done.notify) {
+    Event event{Kind::kWritten, id_};
+    event.ok = ok;
+    transport_.post(std::move(event));
+  }
+  if (!is_over_ && (!out_.empty() || is_finishing_)) start_write();
+  if (done.rows) {
+    rows_ -= done.rows;
+    post_half_close();
+    read_ahead();
+  }
+}
+
+void Call::finish(const grpc::ByteBuffer* message, const grpc::Status& status, const Pairs& trailing) {
+  std::lock_guard guard(lock_);
+  if (is_over_ || is_finishing_) return;
+  is_finishing_ = true;
+  for (const auto& [key, value] : trailing) context_.AddTrailingMetadata(key, value);
+  status_ = status;
+  if (message) {
+    has_last_ = true;
+    last_ = *message;
+    ++transport_.writes_;
+  }
+  if (!is_writing_) start_write();
+}
+
+void Call::over() {
+  {
+    std::lock_guard guard(lock_);
+    is_over_ = true;
+    if (!is_row_) {
+      Event event{Kind::kDone, id_};
+      event.ok = !context_.IsCancelled();
+      transport_.post(std::move(event));
+    }
+  }
+  transport_.forget(id_);
+}
+
+// -- the transport ---------------------------------------------------------------------------------------------------
+
+Transport::Transport(int max_receive_bytes, const std::vector<std::pair<std::string, int>>& options) {
+  builder_.RegisterAsyncGenericService(&service_);
+  builder_.SetMaxReceiveMessageSize(max_receive_bytes);
+  builder_.SetMaxSendMessageSize(-1);
+  for (const auto& [name, value] : options) builder_.AddChannelArgument(name, value);
+  queue_ = builder_.AddCompletionQueue();
+}
+
+Transport::~Transport() { shutdown(0.0); }
+
+int Transport::listen(const std::string& address, std::shared_ptr<grpc::ServerCredentials> credentials) {
+  int port = 0;
+  builder_.AddListeningPort(address, std::move(credentials), &port);
+  server_ = builder_.BuildAndStart();
+  return server_ ? port : 0;
+}
+
+void Transport::start() {
+  for (int i = 0; i < kAccepting; ++i) accept();
+  poller_ = std::thread([this] { poll(); });
+}
+
+void Transport::accept() {
+  std::lock_guard guard(accepting_lock_);
+  if (!is_down_) std::make_shared<Call>(*this)->request();
+}
+
+void Transport::add(std::shared_ptr<Call> call, uint64_t* id) {
+  std::lock_guard guard(calls_lock_);
+  *id = ++num_calls_;
+  calls_[*id] = std::move(call);
+}
+
+void Transport::poll() {
+  void* raw;
+  bool ok;
+  while (queue_->Next(&raw, &ok)) {
+    auto* tag = static_cast<Call::Tag*>(raw);
+    const std::shared_ptr<Call> call = std::move(tag->call);
+    call->on(tag->op, ok);
+  }
+}
+
+void Transport::post(Event event) {
+  std::lock_guard guard(incoming_lock_);
+  if (events_.empty()) arrived_.notify_one();
+  events_.push_back(std::move(event));
+}
+
+void Transport::post_row(Call& call, const Row& row) {
+  ++rows_;
+  std::lock_guard guard(incoming_lock_);
+  Lane& lane = lanes_[call.lane()];
+  auto& groups = lane.rows;
+  if (groups.empty()) {
+    if (events_.empty()) arrived_.notify_one();
+    events_.push_back(Event{Kind::kRows, call.lane()});
+  }
+  // a call's rows keep their order; of the Rows that it may join, the last few are looked at
+  const size_t first = call.batch == lane.batch ? call.place : 0;
+  size_t at = groups.size();
+  for (size_t i = groups.size(); i > first && i + kSearched > groups.size(); --i) {
+    const Rows& each = groups[i - 1];
+    if (each.style == call.style() && each.rest == row.rest && each.caller == call.caller()) at = i - 1;
+  }
+  if (at == groups.size()) {
+    groups.emplace_back();
+    groups[at].style = call.style();
+    groups[at].rest = row.rest;
+    groups[at].caller = call.caller();
+  }
+  call.batch = lane.batch;
+  call.place = at;
+  Rows* const rows = &groups[at];
+  rows->call.push_back(call.id());
+  rows->stream.push_back(call.stream());
+  rows->frame_id.push_back(row.frame_id);
+  rows->handle.push_back(row.handle);
+  rows->position.push_back(row.position);
+  rows->length.push_back(row.length);
+  rows->first_axis.push_back(row.first_axis);
+  rows->size.push_back(static_cast<int64_t>(row.data.size()));
+  rows->data.append(row.data);
+  if (call.style() == Style::kStep) {
+    rows->time_left_s.push_back(call.time_left_s());
+    rows->ids.emplace_back(row.id);
+  }
+}
+
+bool Transport::take(std::vector<Event>* events) {
+  std::unique_lock guard(incoming_lock_);
+  arrived_.wait(guard, [this] { return is_over_ || !events_.empty(); });
+  std::swap(*events, events_);
+  return !events->empty();
+}
+
+std::vector<Rows> Transport::take_rows(uint64_t lane) {
+  std::vector<Rows> taken;
+  std::lock_guard guard(incoming_lock_);
+  Lane& found = lanes_[lane];
+  taken.swap(found.rows);
+  ++found.batch;
+  return taken;
+}
+
+std::shared_ptr<Call> Transport::find(uint64_t call) {
+  std::lock_guard guard(calls_lock_);
+  const auto found = calls_.find(call);
+  return found == calls_.end() ? nullptr : found->second;
+}
+
+void Transport::forget(uint64_t call) {
+  std::shared_ptr<Call> last;  // dies after the lock is gone
+  std::lock_guard guard(calls_lock_);
+  const auto found = calls_.find(call);
+  if (found == calls_.end()) return;
+  last = std::move(found->second);
+  calls_.erase(found);
+  if (calls_.empty()) calls_ended_.notify_all();
+}
+
+void Transport::open_lane(uint64_t call, uint64_t lane, uint64_t stream, int window) {
+  if (const auto found = find(call)) found->open_lane(lane, stream, window);
+}
+
+void Transport::settle(uint64_t call, int messages, int rows) {
+  if (const auto found = find(call)) found->settle(messages, rows);
+}
+
+void Transport::read(uint64_t call) {
+  if (const auto found = find(call)) found->read();
+}
+
+bool Transport::write(uint64_t call, const grpc::ByteBuffer& message, int rows, bool notify) {
+  const auto found = find(call);
+  return found && found->write(message, rows, notify);
+}
+
+void Transport::finish(uint64_t call, const grpc::ByteBuffer* message, const grpc::Status& status,
+                       const Pairs& trailing) {
+  if (const auto found = find(call)) found->finish(message, status, trailing);
+}
+
+void Transport::cancel(uint64_t call) {
+  if (const auto found = find(call)) found->cancel();
+}
+
+void Transport::send(const Answers& answers, const uint64_t* calls, size_t count) {
+  std::vector<std::pair<std::shared_ptr<Call>, std::vector<uint32_t>>> chosen;
+  chosen.reserve(count);
+  {
+    std::lock_guard guard(calls_lock_);
+    std::vector<Call*> seen;
+    for (uint32_t row = 0; row < count; ++row) {
+      const auto found = calls_.find(calls[row]);
+      if (found == calls_.end()) continue;  // it is gone, and nobody waits for its rows
+      Call& call = *found->second;
+      if (call.chosen.empty()) {
+        chosen.emplace_back(found->second, std::vector<uint32_t>());
+      }
+      call.chosen.push_back(row);
+    }
+    for (auto& [call, rows] : chosen) rows.swap(call->chosen);
+  }
+  for (auto& [call, rows] : chosen) {
+    Encoder encoder(answers, rows.data(), rows.size());
+    if (call->style() == Style::kStep) {
+      const auto message = made(encoder.step_size(), [&](char* at) { encoder.write_step(at); });
+      call->finish(&message, grpc::Status::OK, {});
+    } else {
+      const auto message = made(encoder.answer_size(), [&](char* at) { encoder.write_answer(at); });
+      call->write(message, static_cast<int>(rows.size()), false);
+    }
+  }
+}
+
+void Transport::shutdown(double grace_s) {
+  {
+    std::lock_guard guard(accepting_lock_);
+    if (is_down_) return;
+    is_down_ = true;
+  }
+  if (server_) {
+    const auto grace = std::chrono::duration<double>(grace_s);
+    server_->Shutdown(std::chrono::system_clock::now() +
+                      std::chrono::duration_cast<std::chrono::system_clock::duration>(grace));
+    // no call may start an operation on a queue that is shut down
+    std::unique_lock guard(calls_lock_);
+    calls_ended_.wait(guard, [this] { return calls_.empty(); });
+  }
+  queue_->Shutdown();
+  if (poller_.joinable()) {
+    poller_.join();
+  } else {
+    poll();
+  }
+  {
+    std::lock_guard guard(incoming_lock_);
+    is_over_ = true;
+  }
+  arrived_.notify_all();
+}
+
+Counters Transport::counters() {
+  std::lock_guard guard(calls_lock_);
+  return {num_calls_, calls_.size(), messages_, rows_, writes_};
+}
+
+}  // namespace cellar
