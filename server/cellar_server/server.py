@@ -35,7 +35,7 @@ from cellar_server.front.sessions import SessionsFront
 from cellar_server.loader import Loader
 from cellar_server.runtime.base import StartupError
 from cellar_server.runtime.onnx import check_provider
-from cellar_server.sessions.messages import Reply, RowsReply
+from cellar_server.sessions.messages import Reply, RowsBack, RowsReply
 from cellar_server.store import open_store
 from cellar_server.store.base import Store, StoreError
 from cellar_server.transport import open_transport
@@ -142,6 +142,8 @@ class Server:
         for reply in replies:
             if isinstance(reply, RowsReply):
                 reply.to.send(reply)
+            elif isinstance(reply, RowsBack):
+                reply.to.take_back(reply.rows)
             else:
                 others.append(reply)
         if others:

@@ -1,6 +1,7 @@
 #include "transport.h"
 
 #include <chrono>
+#include <iterator>
 
 namespace cellar {
 
@@ -8,6 +9,8 @@ namespace {
 
 // Calls that wait to be matched with a new RPC: a burst of them is taken in without a round through the poller each.
 constexpr int kAccepting = 32;
+// Answers from which they are handed to the writer: to send one takes as long as to compute a step.
+constexpr size_t kMany = 4;
 // Rows among which those are looked for that a new row can join.
 constexpr size_t kSearched = 8;
 
@@ -172,6 +175,7 @@ void Call::open_lane(uint64_t lane, uint64_t stream, int window) {
   lane_ = lane;
   stream_ = stream;
   window_ = window;
+  messages_ = 1;  // the one that made the caller open it
   read_ahead();
 }
 
@@ -283,6 +287,7 @@ int Transport::listen(const std::string& address, std::shared_ptr<grpc::ServerCr
 void Transport::start() {
   for (int i = 0; i < kAccepting; ++i) accept();
   poller_ = std::thread([this] { poll(); });
+  writer_ = std::thread([this] { write_letters(); });
 }
 
 void Transport::accept() {
@@ -427,15 +432,45 @@ void Transport::send(const Answers& answers, const uint64_t* calls, size_t count
     }
     for (auto& [call, rows] : chosen) rows.swap(call->chosen);
   }
+  std::vector<Letter> letters;
+  letters.reserve(chosen.size());
   for (auto& [call, rows] : chosen) {
     Encoder encoder(answers, rows.data(), rows.size());
+    const bool is_step = call->style() == Style::kStep;
+    auto message = is_step ? made(encoder.step_size(), [&](char* at) { encoder.write_step(at); })
+                           : made(encoder.answer_size(), [&](char* at) { encoder.write_answer(at); });
+    letters.push_back({std::move(call), std::move(message), static_cast<int>(rows.size())});
+  }
+  if (letters.size() < kMany) {
+    deliver(letters);
+    return;
+  }
+  std::lock_guard guard(letters_lock_);
+  if (letters_.empty()) posted_.notify_one();
+  std::move(letters.begin(), letters.end(), std::back_inserter(letters_));
+}
+
+void Transport::deliver(std::vector<Letter>& letters) {
+  for (auto& [call, message, rows] : letters) {
     if (call->style() == Style::kStep) {
-      const auto message = made(encoder.step_size(), [&](char* at) { encoder.write_step(at); });
       call->finish(&message, grpc::Status::OK, {});
     } else {
-      const auto message = made(encoder.answer_size(), [&](char* at) { encoder.write_answer(at); });
-      call->write(message, static_cast<int>(rows.size()), false);
+      call->write(message, rows, false);
     }
+  }
+  letters.clear();
+}
+
+void Transport::write_letters() {
+  std::vector<Letter> taken;
+  std::unique_lock guard(letters_lock_);
+  while (true) {
+    posted_.wait(guard, [this] { return is_writer_over_ || !letters_.empty(); });
+    if (letters_.empty()) return;
+    taken.swap(letters_);
+    guard.unlock();
+    deliver(taken);
+    guard.lock();
   }
 }
 
@@ -453,6 +488,12 @@ void Transport::shutdown(double grace_s) {
     std::unique_lock guard(calls_lock_);
     calls_ended_.wait(guard, [this] { return calls_.empty(); });
   }
+  {
+    std::lock_guard guard(letters_lock_);
+    is_writer_over_ = true;
+  }
+  posted_.notify_all();
+  if (writer_.joinable()) writer_.join();
   queue_->Shutdown();
   if (poller_.joinable()) {
     poller_.join();

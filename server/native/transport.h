@@ -1,7 +1,8 @@
 // A gRPC server that hands a batch of events in and takes a batch of answers out. Knows no model, session or engine.
 //
-// Threads: one poller drives gRPC's completion queue; any thread may call what is public here. Each call has a lock of
-// its own. The locks of the transport are leaves: no other is taken while one of them is held.
+// Threads: one poller drives gRPC's completion queue, one writer sends what comes in large batches; any thread may call
+// what is public here. Each call has a lock of its own. The locks of the transport are leaves: no other is taken while
+// one of them is held.
 #pragma once
 
 #include <grpcpp/generic/async_generic_service.h>
@@ -88,7 +89,7 @@ class Transport {
   std::vector<Rows> take_rows(uint64_t lane);
 
   // From now on the call's frames of one row go into a lane, and it is read ahead until `window` of its messages are
-  // not settled. `stream` is what the rows say of their call beside its number.
+  // not settled, the last one read among them. `stream` is what the rows say of their call beside its number.
   void open_lane(uint64_t call, uint64_t lane, uint64_t stream, int window);
   // So many messages of the call that did not come as rows, or rows that `send` did not answer, are done with. While
   // there are messages that are not, none comes as a row: it could overtake them.
@@ -101,7 +102,7 @@ class Transport {
   // Ends a call, after a last message where one is given.
   void finish(uint64_t call, const grpc::ByteBuffer* message, const grpc::Status& status, const Pairs& trailing);
   void cancel(uint64_t call);
-  // The answers of rows [count], to each call all of its own in one message.
+  // The answers of rows [count], to each call all of its own in one message. Read before it returns.
   void send(const Answers& answers, const uint64_t* calls, size_t count);
 
   // Takes no new calls, lets the others end for so long, cancels them, and ends. Blocks.
@@ -112,6 +113,15 @@ class Transport {
  private:
   friend class Call;
 
+  // An answer on its way to its call.
+  struct Letter {
+    std::shared_ptr<Call> call;
+    grpc::ByteBuffer message;
+    int rows;
+  };
+
+  static void deliver(std::vector<Letter>& letters);
+  void write_letters();
   void accept();
   void add(std::shared_ptr<Call> call, uint64_t* id);
   void poll();
@@ -124,7 +134,7 @@ class Transport {
   grpc::ServerBuilder builder_;
   std::unique_ptr<grpc::ServerCompletionQueue> queue_;
   std::unique_ptr<grpc::Server> server_;
-  std::thread poller_;
+  std::thread poller_, writer_;
   std::unordered_map<std::string, Style> methods_;
   std::string caller_header_;
   bool is_down_ = false;  // under accepting_lock_
@@ -140,6 +150,12 @@ class Transport {
   std::vector<Event> events_;
   std::unordered_map<uint64_t, Lane> lanes_;
   bool is_over_ = false;
+
+  std::mutex letters_lock_;
+  std::condition_variable posted_;
+  std::vector<Letter> letters_;
+  bool is_writer_over_ = false;
+
   std::atomic<uint64_t> messages_{0}, rows_{0}, writes_{0};
 };
 

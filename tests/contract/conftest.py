@@ -36,13 +36,14 @@ class Running:
 
 
 @pytest.fixture(scope="session")
-def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+def running(tmp_path_factory: pytest.TempPathFactory, transport: str) -> Iterator[Running]:
     zoo = tmp_path_factory.mktemp("zoo")
     write_counter(zoo)
     write_counter(zoo, "other")
     (write_counter(zoo, "broken") / "model.onnx").write_bytes(b"not a graph")
     config = Config(
         listen="127.0.0.1:0",
+        transport=transport,
         models=zoo,
         max_message_bytes=1 << 20,
         max_sessions=4096,

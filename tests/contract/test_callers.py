@@ -22,13 +22,14 @@ ONE = np.ones(2, np.float32)
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+def server(tmp_path_factory: pytest.TempPathFactory, transport: str) -> Iterator[Running]:
     folder = tmp_path_factory.mktemp("callers")
     write_counter(folder / "zoo")
     lines = [f"{hashlib.sha256(name.encode()).hexdigest()}  {name}" for name in ("alice", "bob")]
     (folder / "tokens").write_text("\n".join(["# callers", "", *lines]))
     config = Config(
         listen="127.0.0.1:0",
+        transport=transport,
         models=folder / "zoo",
         tokens=str(folder / "tokens"),
         store=f"sqlite:///{folder}/s.db",

@@ -27,8 +27,8 @@ def zoo(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def server(zoo: Path) -> Iterator[Running]:
-    running = Running(Config(listen="127.0.0.1:0", models=zoo, drain_s=5))
+def server(zoo: Path, transport: str) -> Iterator[Running]:
+    running = Running(Config(listen="127.0.0.1:0", transport=transport, models=zoo, drain_s=5))
     yield running
     running.stop()
 

@@ -9,8 +9,14 @@ from benchmarks.serving import Served, served
 from benchmarks.wire import Wire
 
 
+@pytest.fixture(scope="session", autouse=True)
+def each_transport(transport: str) -> str:
+    """Everything here is run on each transport."""
+    return transport
+
+
 @pytest.fixture(scope="session")
-def server() -> Iterator[Served]:
+def server(each_transport: str) -> Iterator[Served]:
     with served() as running:
         yield running
 

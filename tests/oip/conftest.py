@@ -17,14 +17,22 @@ from tests.fakes.zoo import write_counter
 
 
 @pytest.fixture(scope="session")
-def running_oip(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+def running_oip(tmp_path_factory: pytest.TempPathFactory, transport: str) -> Iterator[Running]:
     zoo = tmp_path_factory.mktemp("oip-zoo")
     write_counter(zoo)
     network.write_entry(zoo)
     for name in ("digits", "sentiment", "describe", "forecast"):
         shutil.copytree(ZOO / name, zoo / name)
     (write_counter(zoo, "broken") / "model.onnx").write_bytes(b"not a graph")
-    running = Running(Config(listen="127.0.0.1:0", models=zoo, max_sessions=4096, max_message_bytes=1 << 20, drain_s=5))
+    config = Config(
+        listen="127.0.0.1:0",
+        transport=transport,
+        models=zoo,
+        max_sessions=4096,
+        max_message_bytes=1 << 20,
+        drain_s=5,
+    )
+    running = Running(config)
     yield running
     running.stop()
 

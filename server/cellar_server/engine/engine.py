@@ -209,6 +209,7 @@ class Engine:
                     expire_at = sessions.expire()
                     sessions.persist()
             self._send(sessions.take_replies())
+            sessions.settle_late()
             if self._stop_at is not None and self._run is None:
                 sessions.core.is_draining = True
                 if sessions.is_idle and self._inbox.empty():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,6 @@ from cellar_server.front.status import CODES, error_metadata
 from cellar_server.sessions.directory import scoped
 from cellar_server.sessions.messages import AnswerReply, FrameReply, Rows, RowsReply, RowsWait
 from cellar_server.sessions.rows import chosen
-from cellar_server.sessions.table import engines_of
 from cellar_server.transport.native import STEPS, NativeServer
 
 STEP_METHOD = "/cellar.v1.Inference/Step"
@@ -61,20 +61,16 @@ class Lanes:
 
     def _take(self, engine: Engine, lane: int) -> list[Rows]:
         """What waits for an engine; on the engine's thread."""
-        taken = []
-        for rest, _, numbers, data, _, _ in self._transport.take_rows(lane):
-            rows = self._rows(Frame.FromString(rest), numbers, data)
-            theirs = engines_of(rows.handle) == engine.number
-            if not theirs.all():
-                self._hand_over(chosen(rows, np.flatnonzero(~theirs)))
-                rows = chosen(rows, np.flatnonzero(theirs))
-            taken.append(rows)
-        return taken
+        return [
+            self._rows(rest, _frame(rest), numbers, data)
+            for rest, _, numbers, data, _, _ in self._transport.take_rows(lane)
+        ]
 
-    def _rows(self, frame: Frame, numbers: np.ndarray, data: np.ndarray) -> Rows:
+    def _rows(self, rest: bytes, frame: Frame, numbers: np.ndarray, data: np.ndarray) -> Rows:
         call, stream, frame_id, handle, position, length, first_axis, size = numbers
         return Rows(
             self,
+            rest,
             frame,
             call.view(np.uint64),
             stream,
@@ -87,8 +83,8 @@ class Lanes:
             data,
         )
 
-    def _hand_over(self, rows: Rows) -> None:
-        """Rows of sessions of another model than the first of their stream: each as the frame that it came in."""
+    def take_back(self, rows: Rows) -> None:
+        """Rows of sessions of another model than the first of their stream: each goes as the frame that it came in."""
         for i in range(len(rows.call)):
             one = chosen(rows, np.array([i]))
             frame = Frame()
@@ -112,14 +108,7 @@ class Lanes:
     def _take_steps(self) -> None:
         """Unary steps to the engines that hold their sessions; on the transport's thread."""
         for rest, caller, numbers, data, ids, left_s in self._transport.take_rows(STEPS):
-            step = StepRequest.FromString(rest)
-            frame = Frame(
-                inputs=step.inputs,
-                timeouts_ms=[step.timeout_ms] if step.timeout_ms else None,
-                priorities=[step.priority] if step.priority else None,
-                ends=[True] if step.ends else None,
-            )
-            rows = self._rows(frame, numbers, data)
+            rows = self._rows(b"step" + rest, _step(rest), numbers, data)
             rows.deadline = np.where(left_s < 0, np.inf, time.monotonic() + left_s)
             engines: dict[Engine | None, list[int]] = {}
             rows.ids = []
@@ -131,7 +120,7 @@ class Lanes:
             for engine, places in engines.items():
                 those = rows if len(places) == len(ids) else chosen(rows, np.array(places))
                 if engine is None:
-                    self._serve(those, step, caller, [ids[i] for i in places])
+                    self._serve(those, StepRequest.FromString(rest), caller, [ids[i] for i in places])
                 else:
                     engine.post(those)
 
@@ -231,6 +220,24 @@ class _Asker:
             outputs=tensor(reply.outputs),
         )
         self._transport.finish(self._call, response.SerializeToString(), 0, "", [])
+
+
+@lru_cache(256)
+def _frame(rest: bytes) -> Frame:
+    """What rows have in common. Not to be changed."""
+    return Frame.FromString(rest)
+
+
+@lru_cache(256)
+def _step(rest: bytes) -> Frame:
+    """The same of unary steps."""
+    step = StepRequest.FromString(rest)
+    return Frame(
+        inputs=step.inputs,
+        timeouts_ms=[step.timeout_ms] if step.timeout_ms else None,
+        priorities=[step.priority] if step.priority else None,
+        ends=[True] if step.ends else None,
+    )
 
 
 def _fill(inputs: Tensor, one: Rows) -> None:

@@ -42,6 +42,10 @@ class Scheduler:
         """The ready rows in order of turn, int64 [n]."""
         return self._ready
 
+    def fits(self, rows: int, q: int) -> bool:
+        """So many rows of q steps are no more than one run may take."""
+        return rows <= self.max_rows and bool(self.cost(rows, q) <= self.budget_s)
+
     def add(self, rows: np.ndarray) -> None:
         """Rows [n] become ready, behind those that are."""
         self._ready = np.concatenate([self._ready, rows]) if len(self._ready) else rows

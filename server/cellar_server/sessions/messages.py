@@ -43,13 +43,14 @@ class Rows:
     """Chunks that came one a message, of many streams or calls, as columns [n]; answered by RowsReply, and by an
     AnswerReply each where they are refused or were answered before.
 
-    frame: what they have in common, without what the columns hold; call: the transport's number of each one's call;
-    stream: whom its handle was issued to; handle: 0 where `ids` names the session; position, length, first_axis (of the
-    shape): -1 for none given; size: bytes of each chunk; data: these bytes behind one another; deadline: on the
-    engine's clock, inf for none.
+    rest, frame: what they have in common, without what the columns hold, as bytes and read; call: the transport's
+    number of each one's call; stream: whom its handle was issued to; handle: 0 where `ids` names the session; position,
+    length, first_axis (of the shape): -1 for none given; size: bytes of each chunk; data: these bytes behind one
+    another; deadline: on the engine's clock, inf for none.
     """
 
     to: Any
+    rest: bytes
     frame: Frame
     call: np.ndarray
     stream: np.ndarray
@@ -198,6 +199,14 @@ class RowsReply(AnswerReply):
 
 
 @dataclass(slots=True)
+class RowsBack:
+    """Rows that another engine's handles stand in."""
+
+    to: Any
+    rows: Rows
+
+
+@dataclass(slots=True)
 class FrameReply:
     """A frame that could not be read at all."""
 
@@ -253,4 +262,4 @@ Request = (
     | StreamClosed
     | Call
 )
-Reply = AnswerReply | FrameReply | PredictReply | GenerateReply | CallReply
+Reply = AnswerReply | RowsBack | FrameReply | PredictReply | GenerateReply | CallReply

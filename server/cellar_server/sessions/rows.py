@@ -13,8 +13,10 @@ from cellar_server.sessions.columns import Columns, positions
 from cellar_server.sessions.content import Content
 from cellar_server.sessions.core import Core
 from cellar_server.sessions.digest import digests, mix
+from cellar_server.sessions.express import Express
 from cellar_server.sessions.frames import Frames
-from cellar_server.sessions.messages import UNARY_STREAM, AnswerReply, Rows
+from cellar_server.sessions.messages import AnswerReply, Rows, RowsBack
+from cellar_server.sessions.table import engines_of
 
 _COLUMNS = ("call", "stream", "frame_id", "handle", "position", "length", "first_axis", "size")
 
@@ -30,25 +32,43 @@ class _Together:
 class RowsIn:
     """Takes rows in as `Frames` takes in frames: the same checks, for all of them at once."""
 
-    def __init__(self, core: Core, frames: Frames, slot_of: Callable[[str], int]) -> None:
+    def __init__(self, core: Core, frames: Frames, express: Express, slot_of: Callable[[str], int]) -> None:
         self.core = core
         self.frames = frames
+        self.express = express
         self._slot_of = slot_of  # of a session by its id; CellarError
 
     def admit(self, requests: Iterable[Rows], now: float) -> None:
-        """Queues the chunks; refuses those that cannot run, each in an answer of its own."""
-        for _, alike in groupby(requests, key=lambda rows: (rows.frame.SerializeToString(), rows.ids is None)):
+        """Runs or queues the chunks; refuses those that cannot run, each in an answer of its own."""
+        for _, alike in groupby(requests, key=lambda rows: rows.rest):
             rows = joined(list(alike))
             try:
                 self.frames.check_room(len(rows.data))
             except CellarError as error:
                 self.refuse(rows, np.arange(len(rows.call)), error)
                 continue
-            rows = self._fit(rows)
+            slots = None
             if rows.ids is not None:
-                rows = self._find(rows)
+                rows, slots = self._find(rows)
+                if not len(slots):
+                    continue
+            if self.express.run(rows, slots, now):
+                continue
+            if slots is None:
+                rows = self._give_back(rows)
+            else:
+                self.express.issue(rows, slots)
+            rows = self._fit(rows)
             if len(rows.call):
                 self._admit(rows, now)
+
+    def _give_back(self, rows: Rows) -> Rows:
+        """The rows of this model's sessions; those of others go back."""
+        theirs = engines_of(rows.handle) != self.core.number
+        if not theirs.any():
+            return rows
+        self.core.replies.append(RowsBack(rows.to, chosen(rows, np.flatnonzero(theirs))))
+        return chosen(rows, np.flatnonzero(~theirs))
 
     def refuse(self, rows: Rows, places: np.ndarray, error: CellarError) -> None:
         """Answers the rows at `places` with one error."""
@@ -81,9 +101,8 @@ class RowsIn:
                 self.refuse(rows, np.array([i]), error)
         return chosen(rows, np.flatnonzero(is_fit))
 
-    def _find(self, rows: Rows) -> Rows:
-        """Rows by session id: their handles filled in; those of sessions that are not here are refused."""
-        table = self.core.table
+    def _find(self, rows: Rows) -> tuple[Rows, np.ndarray]:
+        """Rows by session id, and the places of their sessions; those of sessions that are not here are refused."""
         assert rows.ids is not None
         slots = np.empty(len(rows.ids), np.int64)
         for i, id in enumerate(rows.ids):
@@ -93,14 +112,9 @@ class RowsIn:
                 slots[i] = -1
                 self.refuse(rows, np.array([i]), error)
         found = slots >= 0
-        if not found.all():
-            rows, slots = chosen(rows, np.flatnonzero(found)), slots[found]
-        for slot in slots[table.stream[slots] != UNARY_STREAM].tolist():
-            if int(table.stream[slot]) != UNARY_STREAM:
-                table.issue(slot, UNARY_STREAM)
-        rows.handle = table.handles(slots)
-        rows.stream = np.full(len(slots), UNARY_STREAM, np.int64)
-        return rows
+        if found.all():
+            return rows, slots
+        return chosen(rows, np.flatnonzero(found)), slots[found]
 
     def _admit(self, rows: Rows, now: float) -> None:
         """Rows of one session go in one after the other."""

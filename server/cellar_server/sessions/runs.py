@@ -79,14 +79,18 @@ class Runs:
             return
         y, state = outcome
         q = run.x.shape[1]
-        counts, n = core.counts, len(run.rows)
+        self.count(len(run.rows), q, run.took_s)
+        self._scatter(run.rows, q, y, state)
+
+    def count(self, n: int, q: int, took_s: float) -> None:
+        """A run of n rows and q steps went well."""
+        counts = self.core.counts
         counts.runs += 1
         counts.rows += n
         counts.steps += n * q
-        counts.compute_s += n * run.took_s
+        counts.compute_s += n * took_s
         counts.runs_by_rows[n] = counts.runs_by_rows.get(n, 0) + 1
-        counts.seconds_by_rows[n] = counts.seconds_by_rows.get(n, 0.0) + run.took_s
-        self._scatter(run.rows, q, y, state)
+        counts.seconds_by_rows[n] = counts.seconds_by_rows.get(n, 0.0) + took_s
 
     def _gather(self, rows: np.ndarray, q: int) -> tuple[np.ndarray, np.ndarray]:
         """Inputs [batch, q, ...] and states float32 [batch, S] of a run."""

@@ -18,6 +18,7 @@ from cellar_server.sessions.answers import Answers
 from cellar_server.sessions.core import Core
 from cellar_server.sessions.directory import Directory, check_id, key_of
 from cellar_server.sessions.durability import Durability, Level
+from cellar_server.sessions.express import Express
 from cellar_server.sessions.frames import Frames
 from cellar_server.sessions.generations import Generations
 from cellar_server.sessions.messages import (
@@ -88,9 +89,10 @@ class Sessions(Verbs):
         core.durability = durability
         super().__init__(core, frames, generations, states, durability)
         frames.departing = self.custody.departing
-        self.rows = RowsIn(core, frames, self._slot)
         self.predicts = Predicts(core)
         self.runs = Runs(core, frames, self.predicts, generations)
+        self.express = Express(core, frames, self.runs)
+        self.rows = RowsIn(core, frames, self.express, self._slot)
 
     # -- the engine's step ---------------------------------------------------------------------------------------
 
@@ -116,6 +118,7 @@ class Sessions(Verbs):
         """Takes requests in, in order; those of one kind that stand together go in together. While a run is under way
         only frames may come."""
         self.settle()
+        self.express.settle()
         now = self.core.clock()
         at = 0
         while at < len(requests):
@@ -229,7 +232,13 @@ class Sessions(Verbs):
 
     def persist(self) -> None:
         """Stores what is due, before the replies that wait are taken."""
+        if self.durability.is_on:
+            self.express.settle()
         self.durability.persist()
+
+    def settle_late(self) -> None:
+        """What is left to do for answers that are on their way."""
+        self.express.settle()
 
     def settle(self) -> None:
         """What is left to do for finished runs, and can be done beside the next one: storing and sending answers."""
