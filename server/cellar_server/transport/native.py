@@ -284,6 +284,8 @@ class NativeServer:
             if kind == OPEN:
                 call = calls[number] = NativeCall(self.transport, event)
                 call.task = asyncio.ensure_future(self._serve(call, event[3] if event[2] else None))
+                # not at the end of the task: one that is cancelled before its first step never gets there
+                call.task.add_done_callback(lambda _, number=number: calls.pop(number))
                 continue
             known = calls.get(number)
             if known is not None:
@@ -311,8 +313,6 @@ class NativeServer:
         except Exception:
             log.exception("%s failed", call.method)
             call.finish(grpc.StatusCode.INTERNAL, "the server failed; its log has the fault")
-        finally:
-            del self._calls[call.number]
 
     async def _find(self, call: NativeCall) -> grpc.RpcMethodHandler | None:
         details = _Details(call.method, call.invocation_metadata())
