@@ -4,7 +4,7 @@ CellarError
 ├── RequestError: what was sent cannot be taken, now or later
 │   ├── InvalidRequest, DtypeMismatch, ShapeMismatch, EmptyInput, NonFiniteInput, OutOfVocabulary, InvalidText
 │   ├── InvalidCondition, InvalidSampling, TooLarge, Unsupported, DuplicateSession
-│   └── ModelNotFound, ModelBroken, ModelBusy, Unauthenticated
+│   └── ModelNotFound, ModelBroken, ModelBusy, Unauthenticated, NotAllowed
 ├── SessionError: the session is not what the caller believes it to be
 │   ├── SessionNotFound, SessionExists, SessionExpired, SessionClosed, SessionLost, StaleHandle
 │   ├── PositionGap, PositionConflict, AnswerExpired
@@ -123,6 +123,10 @@ class ModelBusy(RequestError):
 
 class Unauthenticated(RequestError):
     reason = Reason.UNAUTHENTICATED
+
+
+class NotAllowed(RequestError):
+    reason = Reason.NOT_ALLOWED
 
 
 class SessionNotFound(SessionError):
