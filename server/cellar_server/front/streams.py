@@ -183,7 +183,8 @@ class StreamSession:
                 rest = iter(opened)
                 opened = [errors[id] if id in errors else next(rest) for id in ids]
         except CellarError as error:
-            self._fail(message.frame_id, error)
+            if not self._tell_ends(message, error):
+                self._fail(message.frame_id, error)
             return
         self._engines[engine.number] = engine
         self._open_lane(engine)
@@ -210,6 +211,24 @@ class StreamSession:
         """So many messages are answered or dealt with: rows that go by themselves wait for that."""
         if self._has_lane:
             self.context.settle(count)  # type: ignore[attr-defined]
+
+    def _tell_ends(self, message: OpenSessions, error: CellarError) -> bool:
+        """Whether sessions that were to be taken up have ended with their model: then each is told why it did."""
+        if not message.resume or error.reason != Reason.MODEL_NOT_FOUND:
+            return False
+        errors = dict(enumerate([error] * len(message.ids)))
+        for i, id in enumerate(message.ids):
+            try:
+                self.registry.directory.engine_of(scoped(self.scope, id))
+            except CellarError as end:
+                errors[i] = error if end.reason == Reason.SESSION_NOT_FOUND else end
+        if all(each is error for each in errors.values()):
+            return False
+        nothing = [0] * len(message.ids)
+        reply = OpenedSessions(frame_id=message.frame_id, ids=message.ids, handles=nothing, positions=nothing)
+        reply.errors.extend(row_errors(list(errors.items())))
+        self._put(StreamResponse(opened=reply))
+        return True
 
     async def _close(self, message: CloseSessions) -> None:
         handles = list(message.handles)
