@@ -60,15 +60,17 @@ class AsyncWire:
 
     async def _read(self) -> None:
         error: CellarError = Unavailable("the stream has ended")
+        was_live = False
         try:
             async for response in self._call:
+                was_live = True
                 kind = response.WhichOneof("kind")
                 message = getattr(response, kind)
                 for frame_id in set(message.frame_ids) if kind == "answer" else [message.frame_id]:
                     if frame_id in self._waiting:
                         self._waiting[frame_id].put_nowait((kind, frame_id, message))
         except grpc.RpcError as failure:
-            error = ended(failure)
+            error = ended(failure, was_live=was_live)
         self.error = error
         for each in set(self._waiting.values()):
             each.put_nowait(error)

@@ -242,10 +242,15 @@ def from_rpc(error: grpc.RpcError) -> CellarError:
     return Unavailable(f"no answer from the server ({code.name}: {details})")
 
 
-def ended(error: grpc.RpcError) -> CellarError:
-    """Why a stream is over. One that this side cancelled, to go to another server, is no answer like any other."""
+def ended(error: grpc.RpcError, *, was_live: bool) -> CellarError:
+    """Why a stream is over. One that this side cancelled, to go to another server, is no answer like any other. One
+    whose token was good when it began (`was_live`) is begun again, with a token of now: that one may be refused."""
     found = from_rpc(error)
-    return Unavailable("the stream was left") if type(found) is Cancelled else found
+    if type(found) is Cancelled:
+        return Unavailable("the stream was left")
+    if type(found) is Unauthenticated and was_live:
+        return Unavailable(f"the stream has ended: {found.message}")
+    return found
 
 
 @contextmanager

@@ -38,11 +38,13 @@ class Wire:
 
     def _read(self) -> None:
         error: CellarError = Unavailable("the stream has ended")
+        was_live = False
         try:
             for response in self._call:
+                was_live = True
                 self._hand_out(response)
         except grpc.RpcError as failure:
-            error = ended(failure)
+            error = ended(failure, was_live=was_live)
         with self._lock:
             self.error = error
             waiting = list(self._waiting.values())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import logging
 import time
@@ -285,6 +286,26 @@ def test_new_tokens_and_rights_hold_at_once_and_live_streams_go_on_or_end(server
         server.run(look())
         with pytest.raises(Unauthenticated):
             theirs.step(row)
+
+
+async def test_who_has_a_new_token_goes_on_when_the_issuer_changes_its_key(server: Running, place: Place) -> None:
+    keys = [place.key]
+    row = np.ones((1, 2), np.float32)
+
+    def token() -> str:
+        return keys[-1].token("john")
+
+    async with cellar_client.AsyncClient(server.address, token=token, timeout=5) as client:
+        with cellar_client.Client(server.address, token=token, timeout=5) as other, other.stream("other") as frames:
+            session, plain = await client.session("other"), other.session("other")
+            frames.open(1)
+            for number in (1, 2, 3):
+                assert (await session.step(ONE)).tolist() == [[number, number]]
+                assert (await asyncio.to_thread(plain.step, ONE)).tolist() == [[number, number]]
+                assert (await asyncio.to_thread(frames.step, row)).outputs.tolist() == [[number, number]]
+                keys.append(Key("EC", str(number + 1)))
+                write_jwks(place.folder / "jwks.json", keys[-1].jwk())
+                await asyncio.to_thread(server.run, server.server.access.look())
 
 
 def test_streams_of_the_open_inference_protocol_end_too(server: Running, place: Place) -> None:

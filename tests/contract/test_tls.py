@@ -12,8 +12,11 @@ from typing import Any
 import cellar_client
 import numpy as np
 import pytest
+from cellar_server.access import Access
 from cellar_server.config import Config
 from cellar_server.credentials import read_pems
+from cellar_server.front.callers import Callers
+from cellar_server.front.open_streams import OpenStreams
 from cellar_server.runtime.base import StartupError
 
 from tests.contract.conftest import Running
@@ -183,3 +186,20 @@ def test_a_certificate_that_ends_soon_is_warned_of(
     cert, key = write(tmp_path, ca.server(ends_in=timedelta(days=3)))
     assert "PRIVATE" not in repr(read_pems(Config(tls_cert=cert, tls_key=key)))
     assert "ends on" in caplog.text
+
+
+def test_listening_beyond_the_loopback_without_either_is_said_in_the_log(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, ca: Authority
+) -> None:
+    monkeypatch.setattr(logging.getLogger("cellar_server"), "propagate", True)
+    cert, key = write(tmp_path, ca.server())
+    for options, said in (
+        ({"listen": "127.0.0.1:1"}, []),
+        ({"listen": "0.0.0.0:1", "insecure_listen": True}, ["without TLS", "without tokens"]),
+        ({"listen": "0.0.0.0:1", "insecure_listen": True, "tls_cert": cert, "tls_key": key}, ["without tokens"]),
+    ):
+        caplog.clear()
+        config = Config(**options)
+        Access(config, Callers(config), OpenStreams()).announce()
+        assert len(caplog.records) == len(said)
+        assert all(each in caplog.text for each in said)

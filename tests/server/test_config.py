@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import re
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -221,6 +222,27 @@ def test_a_configuration_is_checked_and_shown(tmp_path: Path, capsys: pytest.Cap
 
 def test_the_page_of_options_is_current() -> None:
     assert (ROOT / "docs" / "configuration.md").read_text() == config_text.document(), "run `make config-docs`"
+
+
+def test_the_file_on_the_page_about_security_is_one(tmp_path: Path) -> None:
+    text = (ROOT / "docs" / "security.md").read_text()
+    config = from_args(["--config", in_file(tmp_path, text.split("```toml\n")[1].split("```")[0])], {})
+    assert config.listen == "0.0.0.0:50051"
+    assert config.rights["anna"].administer == ("*",)
+    assert {name for name in re.findall(r"`([a-z]+_[a-z_]+)`", text)} & set(config_fields()) == {
+        "tls_cert",
+        "tls_key",
+        "tls_client_ca",
+        "insecure_listen",
+        "jwt_issuer",
+        "jwt_audience",
+        "jwt_leeway_s",
+        "jwt_algorithms",
+    }
+
+
+def config_fields() -> list[str]:
+    return [each.name for each in dataclasses.fields(Config)]
 
 
 def test_every_option_says_what_it_is() -> None:

@@ -182,6 +182,7 @@ class StreamSession:
             if errors:
                 rest = iter(opened)
                 opened = [errors[id] if id in errors else next(rest) for id in ids]
+            self.caller.must_call(engine.name)  # the right may have been taken away meanwhile
         except CellarError as error:
             if not self._tell_ends(message, error):
                 self._fail(message.frame_id, error)

@@ -68,7 +68,7 @@ class WebTokens:
         except jwt.ExpiredSignatureError:
             raise CellarError(Reason.UNAUTHENTICATED, "the call's token has expired") from None
         except (jwt.PyJWTError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
-            log.debug("a token was refused: %s", error)
+            log.debug("a token was refused: %r", error)
             raise CellarError(
                 Reason.UNAUTHENTICATED, "the call's bearer token is not one that this server takes"
             ) from None
