@@ -49,12 +49,14 @@ class Access:
         if not self.callers.is_on:
             log.warning("listening on %s without tokens: everybody who reaches it may call", config.listen)
 
-    def add_port(self, server: grpc.aio.Server, address: str) -> int:
+    def add_port(self, server: Any, address: str) -> int:
         """Has a server listen, with TLS where there is a certificate; the port, 0 where it cannot."""
         try:
             if self.certificates is None:
                 return server.add_insecure_port(address)
-            return server.add_secure_port(address, self.certificates.for_grpc())
+            if isinstance(server, grpc.aio.Server):
+                return server.add_secure_port(address, self.certificates.for_grpc())
+            return server.add_certificates_port(address, self.certificates.for_native())
         except RuntimeError:
             return 0
 

@@ -27,15 +27,20 @@ async def serve(settings: Settings) -> None:
     """Serves until SIGTERM or SIGINT, then drains. SIGHUP has it read its files again."""
     log.info("configuration: %s", ", ".join(f"{name}={value}" for name, value, _ in config_text.entries(settings)))
     server = Server(settings.config, settings)
-    await server.start()
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
+
+    def told() -> None:
+        if not stop.is_set():
+            _end_after(settings.config.drain_s + LAST_S)
+            stop.set()
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+        loop.add_signal_handler(number, told)
+    await server.start()
     if hasattr(signal, "SIGHUP"):  # there is none on Windows
         loop.add_signal_handler(signal.SIGHUP, server.access.reload_soon)
     await stop.wait()
-    _end_after(settings.config.drain_s + LAST_S)
     await server.drain()
 
 

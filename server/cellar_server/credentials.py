@@ -91,10 +91,13 @@ class Certificates:
 
     def __init__(self, config: Config) -> None:
         self.pems = read_pems(config)
+        self._given: list[Any] = []  # to native transports
 
     def reload(self, config: Config) -> None:
         """StartupError where the new files cannot be used: the old ones stay."""
-        self.pems = read_pems(config)
+        pems = self.pems = read_pems(config)
+        for given in self._given:
+            given.replace(pems.chain, pems.key, pems.client_ca)
 
     def for_grpc(self) -> Any:
         """Credentials of a grpc.aio server, which asks for the PEMs at each handshake."""
@@ -114,3 +117,11 @@ class Certificates:
             return made(pems)
 
         return grpc.dynamic_ssl_server_credentials(made(given), fresh, given.asks_for_certificates)
+
+    def for_native(self) -> Any:
+        """Credentials of the native transport, in which `reload` replaces the PEMs."""
+        from cellar_server.transport import _native
+
+        pems = self.pems
+        self._given.append(_native.Certificates(pems.chain, pems.key, pems.client_ca, pems.asks_for_certificates))
+        return self._given[-1]

@@ -115,6 +115,11 @@ class Callers:
         """Calls of nobody in particular are refused."""
         return self._known.is_asking
 
+    @property
+    def are_certified(self) -> bool:
+        """A caller may be known by its certificate alone."""
+        return self._known.has_certificates
+
     def admit(self, method: str, metadata: Sequence[tuple[str, Any]] | None) -> None:
         """Refuses a call of nobody that this server knows, by what is known before it is read. CellarError
         UNAUTHENTICATED. Who comes without a token, over a connection with a certificate, is asked for its name by
@@ -130,14 +135,19 @@ class Callers:
     def of(self, context: grpc.aio.ServicerContext, *, has_begun: bool = False) -> Caller:
         """The caller of a call. has_begun: a JWT may have expired since. CellarError UNAUTHENTICATED."""
         known = self._known
+        if known.has_certificates and _bearer(context.invocation_metadata()) is None:
+            return known.caller(_name_of_certificate(context.auth_context()))
+        return self.named(context.invocation_metadata(), has_begun=has_begun)
+
+    def named(self, metadata: Sequence[tuple[str, Any]] | None, *, has_begun: bool = False) -> Caller:
+        """The caller that a call itself names, whatever certificate it came with. CellarError UNAUTHENTICATED."""
+        known = self._known
         if not known.is_asking:
             return known.caller("")
-        token = _bearer(context.invocation_metadata())
-        if token is not None:
-            return known.caller(self._name_of_token(known, token, has_begun=has_begun))
-        if not known.has_certificates:
+        token = _bearer(metadata)
+        if token is None:
             raise CellarError(Reason.UNAUTHENTICATED, "the call carries no bearer token")
-        return known.caller(_name_of_certificate(context.auth_context()))
+        return known.caller(self._name_of_token(known, token, has_begun=has_begun))
 
     def scope(self, context: grpc.aio.ServicerContext) -> str:
         """What stands in front of the ids of a call's sessions."""
