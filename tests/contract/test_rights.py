@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
+import queue
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,15 +18,16 @@ import numpy as np
 import pytest
 import tritonclient.grpc as tritonclient
 from cellar_client.cli import main
-from cellar_client.errors import CellarError, NotAllowed, Unauthenticated
-from cellar_proto.v1.inference_pb2 import StreamRequest
+from cellar_client.errors import CellarError, NotAllowed, Unauthenticated, typed
+from cellar_proto.v1.inference_pb2 import StepRequest, StreamRequest
 from cellar_proto.v1.inference_pb2_grpc import InferenceStub
+from cellar_proto.v1.tensor_pb2 import Tensor
 from cellar_server.config import Settings, read
 from grpc_reflection.v1alpha.reflection_pb2 import ServerReflectionRequest
 from grpc_reflection.v1alpha.reflection_pb2_grpc import ServerReflectionStub
 from tritonclient.utils import InferenceServerException
 
-from tests.contract.conftest import Running
+from tests.contract.conftest import TRANSPORTS, Running
 from tests.fakes.issuer import AUDIENCE, ISSUER, Key, write_jwks
 from tests.fakes.zoo import write_counter
 from tests.oip.asking import ask, refusal, stream, tensor
@@ -48,8 +51,9 @@ call = ["other"]
 class Place:
     """The files of a server."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, transport: str) -> None:
         self.folder = folder
+        self._transport = transport
         self.key = Key()
         write_counter(folder / "zoo")
         write_counter(folder / "zoo", "other")
@@ -64,6 +68,7 @@ class Place:
     def write_rights(self, text: str) -> None:
         options = {
             "listen": "127.0.0.1:0",
+            "transport": self._transport,
             "models": self.folder / "zoo",
             "tokens": self.folder / "tokens",
             "jwks": self.folder / "jwks.json",
@@ -82,9 +87,9 @@ class Place:
         return read(["--config", str(self.folder / "cellar.toml")], {})
 
 
-@pytest.fixture
-def place(tmp_path: Path) -> Place:
-    return Place(tmp_path)
+@pytest.fixture(params=TRANSPORTS)
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
+    return Place(tmp_path, request.param)
 
 
 @pytest.fixture
@@ -139,6 +144,33 @@ def test_callers_call_the_models_that_they_may(server: Running) -> None:
             ["counter", "other"],
             [],
         ]
+
+
+def test_steps_in_calls_of_their_own_have_the_same_rights(server: Running, place: Place) -> None:
+    def step(token: str, id: str) -> int:
+        given = StepRequest(session_id=id, inputs=Tensor(data=ONE.tobytes()))
+        metadata = [("authorization", f"Bearer {token}")]
+        with typed():
+            return InferenceStub(channel).Step(given, timeout=5, metadata=metadata).position
+
+    with (
+        grpc.insecure_channel(server.address) as channel,
+        client(server, "alice") as alice,
+        client(server, "bob") as bob,
+    ):
+        alice.session("counter", id="hers", keep=True)
+        bob.session("other", id="his", keep=True)
+        assert [step("alice", "hers"), step("bob", "his"), step(place.key.token("alice"), "hers")] == [1, 1, 2]
+        for token, id in (("alice", "his"), ("bob", "hers"), ("ops", "hers")):
+            with pytest.raises(cellar_client.SessionNotFound):
+                step(token, id)
+        for token in ("", "mallory", Key().token("alice")):
+            with pytest.raises(Unauthenticated):
+                step(token, "hers")
+        place.write_rights(RIGHTS.replace('call = ["*"]', 'call = ["counter"]'))
+        server.run(server.server.access.look())
+        not_allowed(lambda: step("bob", "his"))
+        assert step("alice", "hers") == 3
 
 
 def test_subjects_of_an_issuer_are_callers_like_others(server: Running, place: Place) -> None:
@@ -361,8 +393,49 @@ def test_what_else_changes_in_the_file_waits(
         assert alice.predict("other", ONE).tolist() == [[1, 1]]
 
 
-def test_who_does_not_read_and_may_not_go_on_is_read_no_further(server: Running, place: Place) -> None:
-    """A call whose answers nobody takes stays until its connection ends; it is served no more."""
+def test_a_stream_that_never_pauses_is_ended_too(server: Running, place: Place) -> None:
+    requests: queue.SimpleQueue[StreamRequest] = queue.SimpleQueue()
+    is_over = threading.Event()
+
+    def send(handle: int) -> None:
+        position = 0
+        while not is_over.is_set():
+            frame = StreamRequest().frame
+            frame.frame_id, frame.handles[:], frame.positions[:], frame.lengths[:] = 2, [handle], [position], [1]
+            frame.inputs.data = ONE.tobytes()
+            requests.put(StreamRequest(frame=frame))
+            position += 1
+            if requests.qsize() > 100:
+                time.sleep(0.001)
+
+    opening = StreamRequest()
+    opening.open.frame_id, opening.open.model, opening.open.count = 1, "counter", 1
+    requests.put(opening)
+    streams = server.server.registry.streams
+    with grpc.insecure_channel(server.address) as channel:
+        call = InferenceStub(channel).Stream(iter(requests.get, None), metadata=[("authorization", "Bearer alice")])
+        sender = threading.Thread(target=send, args=(next(call).opened.handles[0],))
+        sender.start()
+        try:
+            seen = 0
+            while seen < 300:
+                seen += len(next(call).answer.handles)
+            place.write_tokens("bob")
+            server.run(server.server.access.look())
+            with pytest.raises(grpc.RpcError) as caught:
+                list(call)
+            assert caught.value.code() == grpc.StatusCode.UNAUTHENTICATED
+        finally:
+            is_over.set()
+            sender.join(10)
+            call.cancel()
+        until = time.monotonic() + 10
+        while streams.count and time.monotonic() < until:
+            time.sleep(0.01)
+        assert not streams.count
+
+
+def test_a_stream_that_only_waits_is_ended_too(server: Running, place: Place) -> None:
     with grpc.insecure_channel(server.address) as channel:
         call = InferenceStub(channel).Stream(iter(_open_then_wait()), metadata=[("authorization", "Bearer alice")])
         assert next(call).opened.ids

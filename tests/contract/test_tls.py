@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import cellar_client
+import grpc
 import numpy as np
 import pytest
+from cellar_proto.v1.inference_pb2 import StepRequest
+from cellar_proto.v1.inference_pb2_grpc import InferenceStub
+from cellar_proto.v1.tensor_pb2 import Tensor
 from cellar_server.access import Access
 from cellar_server.config import Config
 from cellar_server.credentials import read_pems
@@ -19,7 +24,7 @@ from cellar_server.front.callers import Callers
 from cellar_server.front.open_streams import OpenStreams
 from cellar_server.runtime.base import StartupError
 
-from tests.contract.conftest import Running
+from tests.contract.conftest import TRANSPORTS, Running
 from tests.fakes.certificates import Authority, write
 from tests.fakes.zoo import write_counter
 
@@ -31,8 +36,16 @@ def ca() -> Authority:
     return Authority()
 
 
+Serving = Callable[..., AbstractContextManager[Running]]
+
+
+@pytest.fixture(params=TRANSPORTS)
+def serving(request: pytest.FixtureRequest) -> Serving:
+    return functools.partial(_serving, transport=request.param)
+
+
 @contextmanager
-def serving(folder: Path, pair: tuple[bytes, bytes], **options: Any) -> Iterator[Running]:
+def _serving(folder: Path, pair: tuple[bytes, bytes], **options: Any) -> Iterator[Running]:
     if not (folder / "zoo").exists():
         write_counter(folder / "zoo")
     cert, key = write(folder, pair)
@@ -59,7 +72,7 @@ def refused(server: Running, authority: Authority, **options: Any) -> bool:
     return False
 
 
-def test_a_server_is_believed_by_its_authority_alone(tmp_path: Path, ca: Authority) -> None:
+def test_a_server_is_believed_by_its_authority_alone(serving: Serving, tmp_path: Path, ca: Authority) -> None:
     with serving(tmp_path, ca.server()) as server:
         with client(server, ca) as one, one.session("counter") as session:
             assert session.step(ONE).tolist() == [[1, 1]]
@@ -72,7 +85,7 @@ def test_a_server_is_believed_by_its_authority_alone(tmp_path: Path, ca: Authori
             assert [each.name for each in one.models()] == ["counter"]
 
 
-async def test_the_client_of_asyncio_takes_the_same_arguments(tmp_path: Path, ca: Authority) -> None:
+async def test_the_client_of_asyncio_takes_the_same_arguments(serving: Serving, tmp_path: Path, ca: Authority) -> None:
     (tmp_path / "ca.pem").write_bytes(ca.pem)
     cert, key = write(tmp_path, ca.issue("alice"), "alice")
     with serving(tmp_path, ca.server(), tls_client_ca=str(tmp_path / "ca.pem")) as server:
@@ -82,7 +95,7 @@ async def test_the_client_of_asyncio_takes_the_same_arguments(tmp_path: Path, ca
             assert [each.name for each in await one.models()] == ["counter"]
 
 
-def test_callers_are_known_by_certificate(tmp_path: Path, ca: Authority) -> None:
+def test_callers_are_known_by_certificate(serving: Serving, tmp_path: Path, ca: Authority) -> None:
     (tmp_path / "ca.pem").write_bytes(ca.pem)
     with serving(tmp_path, ca.server(), tls_client_ca=str(tmp_path / "ca.pem")) as server:
         pairs = {
@@ -103,6 +116,12 @@ def test_callers_are_known_by_certificate(tmp_path: Path, ca: Authority) -> None
             with alice.stream("counter") as stream:
                 stream.open(["mine"], resume=True)
                 assert stream.step(np.ones((1, 2), np.float32)).outputs.tolist() == [[2, 2]]
+        # a step in a call of its own is by the certificate too
+        cert, key = pairs["alice"]
+        credentials = grpc.ssl_channel_credentials(ca.pem, key, cert)
+        with grpc.secure_channel(server.address, credentials) as channel:
+            given = StepRequest(session_id="mine", inputs=Tensor(data=ONE.tobytes()))
+            assert InferenceStub(channel).Step(given, timeout=5).position == 3
         # no certificate, one of another authority, an expired one
         assert refused(server, ca)
         for cert, key in (Authority().issue("alice"), ca.issue("alice", ends_in=timedelta(seconds=-60))):
@@ -123,7 +142,7 @@ def test_callers_are_known_by_certificate(tmp_path: Path, ca: Authority) -> None
 
 
 def test_new_certificates_are_used_by_new_connections_beside_live_streams(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    serving: Serving, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(logging.getLogger("cellar_server"), "propagate", True)
     old, new = Authority("old"), Authority("new")
@@ -151,7 +170,9 @@ def test_new_certificates_are_used_by_new_connections_beside_live_streams(
             assert session.step(ONE).tolist() == [[2, 2]]
 
 
-def test_new_authorities_of_callers_are_used_by_new_connections(tmp_path: Path, ca: Authority) -> None:
+def test_new_authorities_of_callers_are_used_by_new_connections(
+    serving: Serving, tmp_path: Path, ca: Authority
+) -> None:
     first, second = Authority("first"), Authority("second")
     (tmp_path / "ca.pem").write_bytes(first.pem)
     with serving(tmp_path, ca.server(), tls_client_ca=str(tmp_path / "ca.pem")) as server:

@@ -8,7 +8,10 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import TypeAlias
 
 import cellar_client
 import grpc
@@ -20,10 +23,22 @@ from cellar_proto.v1.inference_pb2_grpc import InferenceStub
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from grpc_health.v1.health_pb2_grpc import HealthStub
 
-from benchmarks.serving import served, started
+from benchmarks import serving
+from benchmarks.serving import Served, started
+from tests.contract.conftest import TRANSPORTS
 from tests.fakes.zoo import write_counter
 
+Start: TypeAlias = Callable[..., AbstractContextManager[Served]]
+
 ONE = np.ones(2, np.float32)
+
+
+@pytest.fixture(params=TRANSPORTS)
+def served(request: pytest.FixtureRequest) -> Start:
+    def start(zoo: Path, extra: Sequence[str] = ()) -> AbstractContextManager[Served]:
+        return serving.served(zoo, extra=["--transport", request.param, *extra])
+
+    return start
 
 
 @pytest.fixture
@@ -57,7 +72,7 @@ class Call:
         self.responses.cancel()
 
 
-def test_health_is_told_first_then_streams_and_the_process_ends(zoo: Path) -> None:
+def test_health_is_told_first_then_streams_and_the_process_ends(served: Start, zoo: Path) -> None:
     said: list[str] = []
     errors: list[cellar_client.CellarError] = []
 
@@ -100,7 +115,9 @@ def test_health_is_told_first_then_streams_and_the_process_ends(zoo: Path) -> No
         assert server.is_gone()
 
 
-def test_a_caller_who_never_reads_does_not_hold_the_process_and_state_is_kept(zoo: Path, tmp_path: Path) -> None:
+def test_a_caller_who_never_reads_does_not_hold_the_process_and_state_is_kept(
+    served: Start, zoo: Path, tmp_path: Path
+) -> None:
     store = ["--store", f"sqlite:///{tmp_path}/s.db", "--durability", "interval", "--drain-s", "2"]
     with served(zoo, extra=store) as server, cellar_client.Client(server.address) as client:
         with client.session("counter", id="kept", keep=True) as session:
@@ -119,7 +136,7 @@ def test_a_caller_who_never_reads_does_not_hold_the_process_and_state_is_kept(zo
         assert client.resume("kept").step(ONE).tolist() == [[3, 3]]
 
 
-def test_sessions_and_streams_of_the_client_go_on_at_another_server(zoo: Path) -> None:
+def test_sessions_and_streams_of_the_client_go_on_at_another_server(served: Start, zoo: Path) -> None:
     rows = np.ones((4, 2), np.float32)
     with (
         served(zoo) as first,
@@ -150,7 +167,7 @@ def tokens(tmp_path: Path) -> Path:
     return path
 
 
-def test_sighup_reads_tokens_again_and_streams_live_on(zoo: Path, tokens: Path) -> None:
+def test_sighup_reads_tokens_again_and_streams_live_on(served: Start, zoo: Path, tokens: Path) -> None:
     def may_call(address: str, token: str) -> bool:
         with cellar_client.Client(address, token=token) as client:
             try:
@@ -190,3 +207,21 @@ def test_a_process_that_cannot_stop_ends_itself(zoo: Path, tmp_path: Path) -> No
     with started(command) as server:
         assert server.terminate() == 1
         assert any("ends as it is" in line for line in server.log)
+
+
+def test_a_word_to_stop_that_comes_before_it_serves_stops_it_too(zoo: Path, tmp_path: Path) -> None:
+    script = tmp_path / "early.py"
+    script.write_text(
+        "import os, signal, sys\n"
+        "from cellar_server import cli\n"
+        "from cellar_server.server import Server\n"
+        "class Early(Server):\n"
+        "    async def start(self):\n"
+        "        os.kill(os.getpid(), signal.SIGTERM)\n"
+        "        await super().start()\n"
+        "cli.Server = Early\n"
+        "sys.exit(cli.main())\n"
+    )
+    command = [sys.executable, str(script), "--listen", "127.0.0.1:0", "--models", str(zoo)]
+    with started(command) as server:
+        assert server.process.wait(20) == 0

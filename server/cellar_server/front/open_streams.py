@@ -29,6 +29,11 @@ class OpenStreams:
         self._streams: set[OpenStream] = set()
         self._over: CellarError | None = None
 
+    @property
+    def count(self) -> int:
+        """Streams that are open."""
+        return len(self._streams)
+
     @contextmanager
     def hold(self, stream: OpenStream) -> Iterator[None]:
         """A stream for as long as it is open; once all were ended, a new one ends too."""
