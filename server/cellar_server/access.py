@@ -35,7 +35,7 @@ class Access:
         self.certificates = Certificates(config) if config.tls_cert else None
         self._streams = streams
         self._settings = settings
-        self._seen = self._fingerprint()
+        self._seen = self._looked = self._fingerprint()
         self._reading = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -67,9 +67,12 @@ class Access:
         task.add_done_callback(self._tasks.discard)
 
     async def look(self) -> None:
-        """Reads the files again where one has changed since they were last read."""
-        if await asyncio.get_running_loop().run_in_executor(None, self._fingerprint) != self._seen:
+        """Reads the files again where one has changed since they were last read, and none since the last look: one that
+        is being written may be whole TOML, or a list of tokens, and not what it will be."""
+        found = await asyncio.get_running_loop().run_in_executor(None, self._fingerprint)
+        if found != self._seen and found == self._looked:
             await self.reload()
+        self._looked = found
 
     async def reload(self) -> None:
         """Reads the files again, and ends the streams of callers who may not go on."""

@@ -168,7 +168,7 @@ def test_steps_in_calls_of_their_own_have_the_same_rights(server: Running, place
             with pytest.raises(Unauthenticated):
                 step(token, "hers")
         place.write_rights(RIGHTS.replace('call = ["*"]', 'call = ["counter"]'))
-        server.run(server.server.access.look())
+        server.run(server.server.access.reload())
         not_allowed(lambda: step("bob", "his"))
         assert step("alice", "hers") == 3
 
@@ -280,7 +280,7 @@ def test_reflection_is_for_callers(server: Running) -> None:
 
 
 def test_new_tokens_and_rights_hold_at_once_and_live_streams_go_on_or_end(server: Running, place: Place) -> None:
-    look = server.server.access.look
+    reload = server.server.access.reload
     row = np.ones((1, 2), np.float32)
     johns = place.key.token("john", exp=time.time() + 1)
     with (
@@ -298,7 +298,7 @@ def test_new_tokens_and_rights_hold_at_once_and_live_streams_go_on_or_end(server
             carol.models()
         # bob's token is taken away, carol's is new
         place.write_tokens("alice", "carol", "ops", "nobody")
-        server.run(look())
+        server.run(reload())
         with client(server, "carol") as carol:
             assert carol.models() == []
         with pytest.raises(Unauthenticated):
@@ -308,14 +308,14 @@ def test_new_tokens_and_rights_hold_at_once_and_live_streams_go_on_or_end(server
         assert hers.step(row).outputs.tolist() == [[2, 2]]
         # a right is taken away: what alice may call
         place.write_rights(RIGHTS.replace('"counter", "shared-*"', '"shared-*"'))
-        server.run(look())
+        server.run(reload())
         not_allowed(lambda: hers.step(row), lambda: alice.predict("counter", ONE))
         # a stream outlives the time of its JWT, also where files are read again
         time.sleep(1.1)
         assert theirs.step(row).outputs.tolist() == [[2, 2]]
         # but not its key
         write_jwks(place.folder / "jwks.json", Key().jwk())
-        server.run(look())
+        server.run(reload())
         with pytest.raises(Unauthenticated):
             theirs.step(row)
 
@@ -337,7 +337,7 @@ async def test_who_has_a_new_token_goes_on_when_the_issuer_changes_its_key(serve
                 assert (await asyncio.to_thread(frames.step, row)).outputs.tolist() == [[number, number]]
                 keys.append(Key("EC", str(number + 1)))
                 write_jwks(place.folder / "jwks.json", keys[-1].jwk())
-                await asyncio.to_thread(server.run, server.server.access.look())
+                await asyncio.to_thread(server.run, server.server.access.reload())
 
 
 def test_streams_of_the_open_inference_protocol_end_too(server: Running, place: Place) -> None:
@@ -347,13 +347,13 @@ def test_streams_of_the_open_inference_protocol_end_too(server: Running, place: 
             triton.async_stream_infer("counter", [given])
             assert replies.take()[1] is None
             place.write_rights(RIGHTS.replace('"counter", "shared-*"', '"other"'))
-            server.run(server.server.access.look())
+            server.run(server.server.access.reload())
             triton.async_stream_infer("counter", [given])
             assert "NOT_ALLOWED" in str(replies.take()[1])
             triton.async_stream_infer("other", [given])
             assert replies.take()[1] is None
             place.write_tokens("bob")
-            server.run(server.server.access.look())
+            server.run(server.server.access.reload())
             assert "UNAUTHENTICATED" in str(replies.take()[1])
 
 
@@ -370,7 +370,7 @@ def test_a_broken_file_changes_nothing(
             place.write_rights(RIGHTS.replace("see_all", "sea_all"))
         else:
             (place.folder / "jwks.json").write_text("{}")
-        server.run(server.server.access.look())
+        server.run(server.server.access.reload())
         assert "as they were" in caplog.text or "as it was" in caplog.text
         assert session.step(ONE).tolist() == [[2, 2]]
         not_allowed(lambda: alice.predict("other", ONE))
@@ -378,8 +378,27 @@ def test_a_broken_file_changes_nothing(
             assert john.predict("other", ONE).tolist() == [[1, 1]]
         # once: it is not read again before it changes again
         caplog.clear()
-        server.run(server.server.access.look())
+        for _ in range(3):
+            server.run(server.server.access.look())
         assert not caplog.text
+
+
+def test_a_file_is_read_when_it_has_been_left_alone(server: Running, place: Place) -> None:
+    look = server.server.access.look
+    with client(server, "alice") as alice, alice.stream("counter") as stream_:
+        stream_.open(1)
+        row = np.ones((1, 2), np.float32)
+        whole = (place.folder / "cellar.toml").read_text()
+        server.server._watching.cancel()  # type: ignore[union-attr]
+        # being written: nothing, then half of it, then all
+        for text in ("", whole[: whole.index('[rights."bob"]')], whole.replace('"counter", "shared-*"', '"other"')):
+            (place.folder / "cellar.toml").write_text(text)
+            server.run(look())
+            assert stream_.step(row).rows()
+            not_allowed(lambda: alice.predict("other", ONE))
+        server.run(look())
+        assert alice.predict("other", ONE).tolist() == [[1, 1]]
+        not_allowed(lambda: stream_.step(row))
 
 
 def test_what_else_changes_in_the_file_waits(
@@ -387,7 +406,7 @@ def test_what_else_changes_in_the_file_waits(
 ) -> None:
     monkeypatch.setattr(logging.getLogger("cellar_server"), "propagate", True)
     place.write_rights("max_sessions = 5\n" + RIGHTS.replace('call = ["counter", "shared-*"]', 'call = ["other"]'))
-    server.run(server.server.access.look())
+    server.run(server.server.access.reload())
     assert "not in use before the next start: max_sessions" in caplog.text
     with client(server, "alice") as alice:
         assert alice.predict("other", ONE).tolist() == [[1, 1]]
@@ -421,7 +440,7 @@ def test_a_stream_that_never_pauses_is_ended_too(server: Running, place: Place) 
             while seen < 300:
                 seen += len(next(call).answer.handles)
             place.write_tokens("bob")
-            server.run(server.server.access.look())
+            server.run(server.server.access.reload())
             with pytest.raises(grpc.RpcError) as caught:
                 list(call)
             assert caught.value.code() == grpc.StatusCode.UNAUTHENTICATED
@@ -440,7 +459,7 @@ def test_a_stream_that_only_waits_is_ended_too(server: Running, place: Place) ->
         call = InferenceStub(channel).Stream(iter(_open_then_wait()), metadata=[("authorization", "Bearer alice")])
         assert next(call).opened.ids
         place.write_tokens("bob")
-        server.run(server.server.access.look())
+        server.run(server.server.access.reload())
         with pytest.raises(grpc.RpcError) as caught:
             next(call)
         assert caught.value.code() == grpc.StatusCode.UNAUTHENTICATED

@@ -147,7 +147,7 @@ def test_new_certificates_are_used_by_new_connections_beside_live_streams(
     monkeypatch.setattr(logging.getLogger("cellar_server"), "propagate", True)
     old, new = Authority("old"), Authority("new")
     with serving(tmp_path, old.server()) as server:
-        look = server.server.access.look
+        reload = server.server.access.reload
         with client(server, old) as before, before.session("counter") as session:
             session.step(ONE)
             # a pair that is none, an expired one: the old one stays, and the log says why
@@ -158,12 +158,12 @@ def test_new_certificates_are_used_by_new_connections_beside_live_streams(
             ):
                 caplog.clear()
                 write(tmp_path, pair)
-                server.run(look())
+                server.run(reload())
                 assert "stay as they were" in caplog.text
                 assert why in caplog.text
                 assert not refused(server, old)
             write(tmp_path, new.server())
-            server.run(look())
+            server.run(reload())
             assert refused(server, old)
             with client(server, new) as after:
                 assert [each.name for each in after.models()] == ["counter"]
@@ -179,7 +179,7 @@ def test_new_authorities_of_callers_are_used_by_new_connections(
         pairs = [each.issue("alice") for each in (first, second)]
         assert [refused(server, ca, certificate=cert, key=key) for cert, key in pairs] == [False, True]
         (tmp_path / "ca.pem").write_bytes(second.pem)
-        server.run(server.server.access.look())
+        server.run(server.server.access.reload())
         assert [refused(server, ca, certificate=cert, key=key) for cert, key in pairs] == [True, False]
 
 

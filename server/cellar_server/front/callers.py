@@ -248,4 +248,6 @@ def _read(path: Path) -> dict[str, str]:
         if match is None:
             raise StartupError(f"tokens: line {number} of {path} is not a sha256 in hexadecimal and a name")
         names[match[1]] = match[2]
+    if not names:
+        raise StartupError(f"tokens: {path} names no caller")
     return names
