@@ -1,0 +1,50 @@
+"""Chunks sent behind one another are taken in in that order, whatever carries them."""
+
+from __future__ import annotations
+
+import queue
+from pathlib import Path
+
+import grpc
+import numpy as np
+import pytest
+from cellar_proto.v1.inference_pb2 import StreamRequest
+from cellar_proto.v1.inference_pb2_grpc import InferenceStub
+from cellar_server.config import Config
+
+from tests.contract.conftest import TRANSPORTS, Running
+from tests.fakes.zoo import write_counter
+
+
+def _frame(handle: int, position: int) -> StreamRequest:
+    frame = StreamRequest().frame
+    frame.frame_id, frame.handles[:], frame.positions[:], frame.lengths[:] = position + 2, [handle], [position], [1]
+    frame.inputs.data = np.ones(2, np.float32).tobytes()
+    return StreamRequest(frame=frame)
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_the_first_chunks_of_a_stream_keep_their_order(tmp_path: Path, transport: str) -> None:
+    write_counter(tmp_path / "zoo")
+    running = Running(Config(listen="127.0.0.1:0", models=tmp_path / "zoo", transport=transport, drain_s=5))
+    opening = StreamRequest()
+    opening.open.frame_id, opening.open.model, opening.open.count = 1, "counter", 1
+    try:
+        with grpc.insecure_channel(running.address) as channel:
+            for _ in range(200):
+                requests: queue.SimpleQueue[StreamRequest | None] = queue.SimpleQueue()
+                call = InferenceStub(channel).Stream(iter(requests.get, None), timeout=20)
+                requests.put(opening)
+                handle = next(call).opened.handles[0]
+                for position in range(4):
+                    requests.put(_frame(handle, position))
+                seen = []
+                while len(seen) < 4:
+                    answer = next(call).answer
+                    assert not answer.errors
+                    seen += answer.positions
+                assert seen == [1, 2, 3, 4]
+                requests.put(None)
+                call.cancel()
+    finally:
+        running.stop()
