@@ -10,18 +10,8 @@ import grpc
 import pytest
 from cellar_server.config import Config, Settings
 from cellar_server.server import Server
-from cellar_server.transport import is_native_built
 
 from tests.fakes.zoo import write_counter
-
-# For tests that both transports must pass.
-TRANSPORTS = [
-    "aio",
-    pytest.param(
-        "native",
-        marks=pytest.mark.skipif(not is_native_built(), reason="the native transport is not built (make native)"),
-    ),
-]
 
 
 class Running:

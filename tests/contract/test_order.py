@@ -1,9 +1,10 @@
-"""Chunks sent behind one another are taken in in that order, whatever carries them."""
+"""What comes before what, whatever carries it: chunks of a stream, and what is told when a server stops."""
 
 from __future__ import annotations
 
 import queue
 from pathlib import Path
+from typing import Any
 
 import grpc
 import numpy as np
@@ -11,8 +12,9 @@ import pytest
 from cellar_proto.v1.inference_pb2 import StreamRequest
 from cellar_proto.v1.inference_pb2_grpc import InferenceStub
 from cellar_server.config import Config
+from grpc_health.v1.health_pb2 import HealthCheckResponse
 
-from tests.contract.conftest import TRANSPORTS, Running
+from tests.contract.conftest import Running
 from tests.fakes.zoo import write_counter
 
 
@@ -23,7 +25,6 @@ def _frame(handle: int, position: int) -> StreamRequest:
     return StreamRequest(frame=frame)
 
 
-@pytest.mark.parametrize("transport", TRANSPORTS)
 def test_the_first_chunks_of_a_stream_keep_their_order(tmp_path: Path, transport: str) -> None:
     write_counter(tmp_path / "zoo")
     running = Running(Config(listen="127.0.0.1:0", models=tmp_path / "zoo", transport=transport, drain_s=5))
@@ -48,3 +49,32 @@ def test_the_first_chunks_of_a_stream_keep_their_order(tmp_path: Path, transport
                 call.cancel()
     finally:
         running.stop()
+
+
+def test_readiness_is_false_before_the_engines_stop_and_streams_are_told_after_the_store_let_go(
+    tmp_path: Path, transport: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_counter(tmp_path / "zoo")
+    store = {"store": f"sqlite:///{tmp_path}/s.db", "drain_s": 5}
+    running = Running(Config(listen="127.0.0.1:0", models=tmp_path / "zoo", transport=transport, **store))
+    server, told = running.server, []
+    (engine,) = server.registry.engines.values()
+
+    def noting(owner: Any, name: str, what: str) -> None:
+        before = getattr(owner, name)
+
+        def noted(*arguments: Any) -> Any:
+            told.append((what, *arguments[:2]) if what == "health" else (what,))
+            return before(*arguments)
+
+        monkeypatch.setattr(owner, name, noted)
+
+    noting(server.health, "set", "health")
+    noting(engine, "stop", "engine")
+    noting(server._store, "close", "store")
+    noting(server.registry.streams, "end_all", "streams")
+    running.stop()
+    order = [each[0] for each in told]
+    assert told[0] == ("health", "", HealthCheckResponse.NOT_SERVING)
+    assert order.index("engine") > max(i for i, what in enumerate(order) if what == "health")
+    assert order[-3:] == ["engine", "store", "streams"]

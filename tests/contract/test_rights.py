@@ -27,7 +27,7 @@ from grpc_reflection.v1alpha.reflection_pb2 import ServerReflectionRequest
 from grpc_reflection.v1alpha.reflection_pb2_grpc import ServerReflectionStub
 from tritonclient.utils import InferenceServerException
 
-from tests.contract.conftest import TRANSPORTS, Running
+from tests.contract.conftest import Running
 from tests.fakes.issuer import AUDIENCE, ISSUER, Key, write_jwks
 from tests.fakes.zoo import write_counter
 from tests.oip.asking import ask, refusal, stream, tensor
@@ -87,9 +87,9 @@ class Place:
         return read(["--config", str(self.folder / "cellar.toml")], {})
 
 
-@pytest.fixture(params=TRANSPORTS)
-def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
-    return Place(tmp_path, request.param)
+@pytest.fixture
+def place(transport: str, tmp_path: Path) -> Place:
+    return Place(tmp_path, transport)
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ from cellar_server.front.callers import Callers
 from cellar_server.front.open_streams import OpenStreams
 from cellar_server.runtime.base import StartupError
 
-from tests.contract.conftest import TRANSPORTS, Running
+from tests.contract.conftest import Running
 from tests.fakes.certificates import Authority, write
 from tests.fakes.zoo import write_counter
 
@@ -39,9 +39,9 @@ def ca() -> Authority:
 Serving = Callable[..., AbstractContextManager[Running]]
 
 
-@pytest.fixture(params=TRANSPORTS)
-def serving(request: pytest.FixtureRequest) -> Serving:
-    return functools.partial(_serving, transport=request.param)
+@pytest.fixture
+def serving(transport: str) -> Serving:
+    return functools.partial(_serving, transport=transport)
 
 
 @contextmanager
