@@ -32,7 +32,7 @@ def test_the_first_chunks_of_a_stream_keep_their_order(tmp_path: Path, transport
     opening.open.frame_id, opening.open.model, opening.open.count = 1, "counter", 1
     try:
         with grpc.insecure_channel(running.address) as channel:
-            for _ in range(200):
+            for _ in range(60):
                 requests: queue.SimpleQueue[StreamRequest | None] = queue.SimpleQueue()
                 call = InferenceStub(channel).Stream(iter(requests.get, None), timeout=20)
                 requests.put(opening)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -14,6 +15,7 @@ import cellar_client
 import grpc
 import numpy as np
 import pytest
+from cellar_client.cli import main
 from cellar_proto.v1.inference_pb2 import StepRequest
 from cellar_proto.v1.inference_pb2_grpc import InferenceStub
 from cellar_proto.v1.tensor_pb2 import Tensor
@@ -224,3 +226,36 @@ def test_listening_beyond_the_loopback_without_either_is_said_in_the_log(
         Access(config, Callers(config), OpenStreams()).announce()
         assert len(caplog.records) == len(said)
         assert all(each in caplog.text for each in said)
+
+
+def test_the_command_takes_flags_and_environment(
+    serving: Serving,
+    tmp_path: Path,
+    ca: Authority,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "ca.pem").write_bytes(ca.pem)
+    (tmp_path / "token").write_text("secret\n")
+    (tmp_path / "tokens").write_text(f"{hashlib.sha256(b'secret').hexdigest()} alice\n")
+    (tmp_path / "rows.csv").write_text("a,b\n1,2\n3,4\n")
+    cert, key = write(tmp_path, ca.issue("two words"), "client")
+    with serving(
+        tmp_path, ca.server(), tls_client_ca=str(tmp_path / "ca.pem"), tokens=str(tmp_path / "tokens")
+    ) as server:
+        flags = ["--tls-ca", str(tmp_path / "ca.pem"), "--tls-cert", cert, "--tls-key", key]
+        assert main(["models", "--server", server.address]) == 1
+        assert main(["--server", server.address, *flags, "models"]) == 1  # the certificate's subject is no name
+        assert "UNAUTHENTICATED" in capsys.readouterr().err
+        named = ["--token-file", str(tmp_path / "token")]
+        assert main(["--server", server.address, *flags, "models", *named]) == 0
+        assert main(["models", "--server", server.address, *flags, *named]) == 0
+        for name, value in zip(("CA", "CERT", "KEY"), flags[1::2], strict=True):
+            monkeypatch.setenv(f"CELLAR_CLIENT_TLS_{name}", value)
+        monkeypatch.setenv("CELLAR_TOKEN", "secret")
+        capsys.readouterr()
+        assert main(["models", "--server", server.address]) == 0
+        assert "counter" in capsys.readouterr().out
+        scored = ["--model", "counter", "--input", str(tmp_path / "rows.csv"), "--output", str(tmp_path / "out.csv")]
+        assert main(["score", "--server", server.address, "--features", "a,b", *scored]) == 0
+        assert (tmp_path / "out.csv").read_text().count("\n") == 3

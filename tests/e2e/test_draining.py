@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import queue
 import signal
-import sys
 import threading
 import time
 from pathlib import Path
@@ -20,7 +19,7 @@ from cellar_proto.v1.inference_pb2_grpc import InferenceStub
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from grpc_health.v1.health_pb2_grpc import HealthStub
 
-from benchmarks.serving import served, started
+from benchmarks.serving import served
 from tests.fakes.zoo import write_counter
 
 ONE = np.ones(2, np.float32)
@@ -173,40 +172,3 @@ def test_sighup_reads_tokens_again_and_streams_live_on(zoo: Path, tokens: Path) 
             assert session.step(ONE).tolist() == [[2, 2]]
         assert any("configuration: listen=" in line for line in server.log)
         assert server.terminate() == 0
-
-
-def test_a_process_that_cannot_stop_ends_itself(zoo: Path, tmp_path: Path) -> None:
-    """A thread that hangs, as in a dead disk, does not hold the process for longer than it said."""
-    script = tmp_path / "hanging.py"
-    script.write_text(
-        "import sys, time\n"
-        "from cellar_server import cli\n"
-        "from cellar_server.server import Server\n"
-        "class Hanging(Server):\n"
-        "    async def drain(self):\n"
-        "        time.sleep(600)\n"
-        "cli.Server, cli.LAST_S = Hanging, 0.5\n"
-        "sys.exit(cli.main())\n"
-    )
-    command = [sys.executable, str(script), "--listen", "127.0.0.1:0", "--models", str(zoo), "--drain-s", "0.5"]
-    with started(command) as server:
-        assert server.terminate() == 1
-        assert any("ends as it is" in line for line in server.log)
-
-
-def test_a_word_to_stop_that_comes_before_it_serves_stops_it_too(zoo: Path, tmp_path: Path) -> None:
-    script = tmp_path / "early.py"
-    script.write_text(
-        "import os, signal, sys\n"
-        "from cellar_server import cli\n"
-        "from cellar_server.server import Server\n"
-        "class Early(Server):\n"
-        "    async def start(self):\n"
-        "        os.kill(os.getpid(), signal.SIGTERM)\n"
-        "        await super().start()\n"
-        "cli.Server = Early\n"
-        "sys.exit(cli.main())\n"
-    )
-    command = [sys.executable, str(script), "--listen", "127.0.0.1:0", "--models", str(zoo)]
-    with started(command) as server:
-        assert server.process.wait(20) == 0
