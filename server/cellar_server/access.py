@@ -77,7 +77,11 @@ class Access:
     async def reload(self) -> None:
         """Reads the files again, and ends the streams of callers who may not go on."""
         async with self._reading:
-            await asyncio.get_running_loop().run_in_executor(None, self._read)
+            try:
+                await asyncio.get_running_loop().run_in_executor(None, self._read)
+            except Exception:  # whatever a file holds, the server goes on as it was
+                log.exception("the files could not be read again")
+                return
             ended = await self._streams.check_all()
             if ended:
                 log.info("%d streams were ended: their callers may not go on", ended)

@@ -59,7 +59,11 @@ def _check(config: Config, chain: bytes, key: bytes, client_ca: bytes, now: date
         private = load_pem_private_key(key, None)
     except (ValueError, TypeError, _unsupported()) as error:
         raise StartupError(f"tls_key: {config.tls_key} is no private key without a passphrase: {error}") from None
-    if private.public_key() != certificates[0].public_key():
+    try:
+        is_its = private.public_key() == certificates[0].public_key()
+    except (ValueError, _unsupported()) as error:
+        raise StartupError(f"tls_cert: {config.tls_cert} has a key of an unknown kind: {error}") from None
+    if not is_its:
         raise StartupError(f"tls_key: {config.tls_key} is not the key of the first certificate in {config.tls_cert}")
     for each in certificates:
         begin, end = each.not_valid_before_utc, each.not_valid_after_utc
