@@ -129,7 +129,7 @@ class Config:
         if self.insecure_listen or self.is_loopback:
             return
         beyond = f"listen: {self.listen} is beyond the loopback, and"
-        otherwise = "; see docs/security.md, or say insecure_listen"
+        otherwise = "; see docs/security.md, or set insecure_listen"
         if not self.tls_cert:
             what = (
                 "tokens would travel in the clear" if self.asks_who_calls else "what is sent would travel in the clear"
