@@ -22,7 +22,7 @@ $(DEV): $(SERVE)
 	$(PIP) -e '.[client,score,server,models,dev]'
 	@touch $@
 
-.PHONY: help demo test test-all serve native train lint check proto bench clean
+.PHONY: help demo test test-all serve native train lint check proto config-docs bench clean
 
 help: ## print this help
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -55,6 +55,9 @@ lint: $(DEV) ## style and the one-way imports
 	$(BIN)/lint-imports --no-cache
 
 check: lint test demo ## everything a change must pass
+
+config-docs: $(DEV) ## write docs/configuration.md again after a change of an option
+	$(BIN)/cellar-server --print-config-docs > docs/configuration.md
 
 proto: | $(BIN)/python ## generate the stubs again after an edit of a .proto file
 	$(PIP) grpcio-tools==1.76.0 'hatchling>=1.27'
