@@ -103,7 +103,7 @@ class StreamSession:
                 return
             if self._end is not None:
                 continue  # the caller sends it again elsewhere
-            kind, is_counted = request.WhichOneof("kind"), self._has_lane  # what came before the lane is not
+            kind = request.WhichOneof("kind")
             if kind == "frame":
                 self._post(request.frame)
             elif kind == "open":
@@ -112,7 +112,7 @@ class StreamSession:
                 await self._close(request.close)
             else:
                 self._fail(0, CellarError(Reason.INVALID_REQUEST, "the message holds neither open, frame nor close"))
-            if kind != "frame" and is_counted:
+            if kind != "frame":
                 self._settle_messages()
             del request  # a quiet stream would hold its last message
 
