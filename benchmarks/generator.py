@@ -67,7 +67,8 @@ class Window:
 
     seconds: from its begin until the last answer; asked_s: how long it sent. in_time_*: answered within asked_s.
     latency: from the scheduled send time, or from the send where nothing is scheduled; of a generation: to its first
-    emission. gap: between two emissions of a generation. errors: refusals by the name of their Reason.
+    emission. gap: between two emissions of a generation. errors: refusals by the name of their Reason;
+    said: the text of the first that carried none.
     """
 
     seconds: float
@@ -81,6 +82,7 @@ class Window:
     latency: Latency = Latency()
     gap: Latency = Latency()
     errors: Mapping[str, int] = field(default_factory=dict)
+    said: str = ""
 
     @property
     def steps_per_s(self) -> float:
@@ -113,12 +115,15 @@ class Load:
     def __init__(self, generator: Generator, name: str) -> None:
         self.generator, self.name = generator, name
 
-    def begin(self, seconds: float, arrivals: np.ndarray | None = None, save: Path | None = None) -> None:
+    def begin(
+        self, seconds: float, arrivals: np.ndarray | None = None, save: Path | None = None, drain_s: float = 30.0
+    ) -> None:
         """Starts a window; `arrivals` float64 [n, 2] of seconds and steps, for the kinds that take a schedule.
 
         save: a file for float32 [n, 2], the steps of each call and its latency in seconds (-1 where it failed).
+        drain_s: how long after the window its answers are waited for; then the rest is cancelled.
         """
-        words = [f"window name={self.name} seconds={seconds}"]
+        words = [f"window name={self.name} seconds={seconds} drain_s={drain_s}"]
         if arrivals is not None:
             path = self.generator.folder / f"{self.name}.schedule"
             path.write_bytes(np.ascontiguousarray(arrivals, np.float64).tobytes())
@@ -131,9 +136,11 @@ class Load:
         """Waits for the window's last answer."""
         return parse(self.generator.hear())
 
-    def window(self, seconds: float, arrivals: np.ndarray | None = None, save: Path | None = None) -> Window:
+    def window(
+        self, seconds: float, arrivals: np.ndarray | None = None, save: Path | None = None, drain_s: float = 30.0
+    ) -> Window:
         """One whole window."""
-        self.begin(seconds, arrivals, save)
+        self.begin(seconds, arrivals, save, drain_s)
         return self.end()
 
     def close(self) -> None:
@@ -147,7 +154,7 @@ class Generator:
     stream    streams= of sessions= each; frames of steps= steps a session, depth= of them in flight; with period_s= a
               frame when it is due, else when one is answered; opens=0 for servers that give no handles
     unary     sessions= that each send a Step of steps= steps, the next when the last is answered
-    predict   whole sequences that arrive by a schedule, at most limit= in flight
+    predict   whole sequences that arrive by a schedule, at most limit= in flight, each with timeout_ms= to live
     generate  generations that arrive by a schedule, at most limit= in flight; texts= a file, a line each
     churn     streams= that each open sessions= sessions and close them again
 

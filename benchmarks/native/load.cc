@@ -73,6 +73,7 @@ struct Window {
   std::vector<float> latencies_s, gaps_s;
   std::vector<float> saved;  // pairs of length and latency in seconds; -1 where it failed
   std::map<std::string, long> errors;
+  std::string said;  // by the first failure that carried no Reason
 
   void answered(double scheduled, double at, long num_steps) {
     ++messages;
@@ -81,6 +82,12 @@ struct Window {
     latencies_s.push_back(static_cast<float>(at - scheduled));
   }
 };
+
+static std::string quoted(const std::string& text) {
+  std::string out = "\"";
+  for (char c : text) out += c == '"' || c == '\\' || static_cast<unsigned char>(c) < 32 ? ' ' : c;
+  return out + "\"";
+}
 
 static void write_quantiles(std::ostream& out, const char* name, std::vector<float>& values_s) {
   out << ",\"" << name << "\":{\"count\":" << values_s.size();
@@ -142,6 +149,7 @@ class Load {
     auto found = trailing.find("cellar-error-bin");
     if (found == trailing.end()) {
       ++window.errors["grpc-" + std::to_string(status.error_code())];
+      if (window.said.empty()) window.said = status.error_message();
     } else {
       auto* data = reinterpret_cast<const uint8_t*>(found->second.data());
       ++window.errors[std::to_string(wire::reason(data, found->second.size()))];
@@ -153,6 +161,8 @@ class Load {
 };
 
 constexpr double NEVER = 1e300;
+// Calls that are being opened at once: a gRPC server refuses what is over about a thousand unaccepted ones.
+constexpr size_t OPENING = 128;
 
 // Streams of sessions: frames of `steps` steps a session, `depth` of them in flight, the next when one is answered or,
 // with period_s, when it is due. As churn: sessions are opened and closed, over and over.
@@ -168,6 +178,7 @@ class Streams : public Load {
     is_churn_ = get(options, "kind", "") == "churn";
     long num_streams = whole(options, "streams", 1);
     for (long i = 0; i < num_streams; ++i) lanes_.push_back(std::make_unique<Lane>(this, i));
+    for (size_t i = 0; i < OPENING; ++i) start_next();
   }
 
   bool is_ready() const override { return opened_ == lanes_.size(); }
@@ -213,6 +224,9 @@ class Streams : public Load {
         : load(load), on_start(this, &Lane::started), on_write(this, &Lane::written), on_read(this, &Lane::read),
           values(Load::values(load->num_sessions_ * load->steps_, number)) {
       call = load->stub(number).PrepareCall(&context, "/cellar.v1.Inference/Stream", load->queue);
+    }
+
+    void start() {
       call->StartCall(&on_start);
       ++num_pending;
     }
@@ -222,7 +236,7 @@ class Streams : public Load {
       if (!ok) return lost();
       if (load->is_churn_ || !load->opens_) {
         for (long i = 1; i <= load->num_sessions_; ++i) handles.push_back(i);
-        ++load->opened_;
+        load->opened();
       } else {
         write(wire::open_sessions(load->model_, load->num_sessions_, 1));
       }
@@ -270,7 +284,7 @@ class Streams : public Load {
       if (reader.next(kind) && kind.type == 2) {
         if (!load->is_churn_ && next_id == 1 && handles.empty()) {
           take_handles(kind);
-          ++load->opened_;
+          load->opened();
         } else if (load->is_churn_ && kind.number == 1) {
           handles.clear();
           take_handles(kind);
@@ -366,13 +380,21 @@ class Streams : public Load {
     int num_pending = 0;
   };
 
+  void start_next() {
+    if (started_ < lanes_.size()) lanes_[started_++]->start();
+  }
+  void opened() {
+    ++opened_;
+    start_next();
+  }
+
   using Due = std::pair<double, Lane*>;
   std::priority_queue<Due, std::vector<Due>, std::greater<Due>> due_;
   std::vector<std::unique_ptr<Lane>> lanes_;
   long num_sessions_, steps_, depth_, in_flight_ = 0;
   double period_s_;
   bool opens_, is_churn_, is_closing_ = false;
-  size_t opened_ = 0;
+  size_t started_ = 0, opened_ = 0;
 };
 
 // Sessions that send a unary Step each, the next when the last is answered.
@@ -385,12 +407,10 @@ class Unary : public Load {
     bool opens = whole(options, "opens", 1);
     for (long i = 0; i < num_sessions; ++i) {
       callers_.push_back(std::make_unique<Caller>(this, i, get(options, "prefix", "unary-") + std::to_string(i)));
-      if (opens) {
-        callers_.back()->open();
-      } else {
-        ++opened_;
-      }
     }
+    if (!opens) opened_ = callers_.size();
+    if (opens)
+      for (size_t i = 0; i < OPENING; ++i) open_next();
   }
 
   bool is_ready() const override { return opened_ == callers_.size(); }
@@ -423,6 +443,7 @@ class Unary : public Load {
       --load->in_flight_;
       if (!status.ok()) throw std::runtime_error("OpenSession: " + status.error_message());
       ++load->opened_;
+      load->open_next();
     }
     void send(double at) {
       scheduled = at;
@@ -453,9 +474,13 @@ class Unary : public Load {
     double scheduled = 0;
   };
 
+  void open_next() {
+    if (opening_ < callers_.size()) callers_[opening_++]->open();
+  }
+
   std::vector<std::unique_ptr<Caller>> callers_;
   long steps_, in_flight_ = 0;
-  size_t opened_ = 0;
+  size_t opening_ = 0, opened_ = 0;
 };
 
 // Calls that arrive by a schedule, whole sequences (Predict) or generations (Generate), at most `limit` of them in flight.
@@ -465,6 +490,7 @@ class Arrivals : public Load {
   Arrivals(const Options& options, grpc::CompletionQueue* cq) : Load(options) {
     queue = cq;
     limit_ = whole(options, "limit", 4096);
+    timeout_ms_ = whole(options, "timeout_ms", 0);
     is_generating_ = get(options, "kind", "") == "generate";
     if (is_generating_) {
       std::ifstream file(get(options, "texts", ""));
@@ -537,7 +563,7 @@ class Arrivals : public Load {
       size_t first = number * 7 % (2048 - num_steps);
       unary = load->stub(number).PrepareUnaryCall(
           context.get(), "/cellar.v1.Inference/Predict",
-          wire::predict(load->model_, load->values_.data() + first * 256, num_steps * 256), load->queue);
+          wire::predict(load->model_, load->timeout_ms_, load->values_.data() + first * 256, num_steps * 256), load->queue);
       unary->StartCall();
       unary->Finish(&message, &status, &on_answer);
     }
@@ -615,7 +641,7 @@ class Arrivals : public Load {
   std::vector<std::unique_ptr<Call>> calls_;
   std::vector<Call*> free_;
   size_t next_ = 0;
-  long limit_, in_flight_ = 0;
+  long limit_, timeout_ms_, in_flight_ = 0;
   bool is_generating_;
 };
 
@@ -699,7 +725,7 @@ class Program {
       out << comma << "\"" << reason << "\":" << count;
       comma = ",";
     }
-    out << "}}";
+    out << "},\"said\":" << quoted(window.said) << "}";
     return out.str();
   }
 
@@ -737,7 +763,7 @@ int main() {
     try {
       std::cout << program.obey(verb, options) << std::endl;
     } catch (const std::exception& error) {
-      std::cout << "{\"error\":\"" << error.what() << "\"}" << std::endl;
+      std::cout << "{\"error\":" << quoted(error.what()) << "}" << std::endl;
       return 1;
     }
   }

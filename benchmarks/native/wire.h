@@ -100,9 +100,10 @@ inline grpc::ByteBuffer step(const std::string& id, const std::string& values) {
   return buffer(out, values.data(), values.size());
 }
 
-inline grpc::ByteBuffer predict(const std::string& model, const char* values, size_t size) {
+inline grpc::ByteBuffer predict(const std::string& model, uint64_t timeout_ms, const char* values, size_t size) {
   std::string out;
   bytes(out, 1, model);
+  if (timeout_ms) number(out, 6, timeout_ms);
   tensor_head(out, 4, size);
   return buffer(out, values, size);
 }
