@@ -67,8 +67,8 @@ class Window:
 
     seconds: from its begin until the last answer; asked_s: how long it sent. in_time_*: answered within asked_s.
     latency: from the scheduled send time, or from the send where nothing is scheduled; of a generation: to its first
-    emission. gap: between two emissions of a generation. errors: refusals by the name of their Reason;
-    said: the text of the first that carried none.
+    emission. gap: between two emissions of a generation. late: from the scheduled time to the send. errors: refusals by
+    the name of their Reason; said: the text of the first that carried none.
     """
 
     seconds: float
@@ -81,6 +81,7 @@ class Window:
     cpu_s: float
     latency: Latency = Latency()
     gap: Latency = Latency()
+    late: Latency = Latency()
     errors: Mapping[str, int] = field(default_factory=dict)
     said: str = ""
 
@@ -104,9 +105,9 @@ def parse(line: str) -> Window:
     said = json.loads(line)
     if "error" in said:
         raise GeneratorError(said["error"])
-    latency, gap = Latency(**said.pop("latency_ms")), Latency(**said.pop("gap_ms"))
+    latency, gap, late = (Latency(**said.pop(name)) for name in ("latency_ms", "gap_ms", "late_ms"))
     errors = {_reason(key): count for key, count in said.pop("errors").items()}
-    return Window(**said, latency=latency, gap=gap, errors=errors)
+    return Window(**said, latency=latency, gap=gap, late=late, errors=errors)
 
 
 class Load:

@@ -141,8 +141,12 @@ def _arriving(
 def _arrival_figure(windows: Sequence[Window]) -> str:
     answered = median(windows, lambda window: window.in_time_messages / window.asked_s)
     lost = sum(window.sent - window.messages for window in windows)
+    late_ms = median(windows, lambda window: window.late.p99)
     said = f"{latency(windows)}; {answered:,.0f} answered/s"
-    return f"{said}; {lost:,} not answered {DRAIN_S:g} s after the last arrival" if lost else said
+    if lost:
+        said += f"; {lost:,} not answered {DRAIN_S:g} s after the last arrival"
+    # of the machine or the generator, not of the server: in the latency all the same
+    return said + (f"; sent late by p99 {late_ms:.1f} ms" if late_ms >= 1 else "")
 
 
 def arriving(stand: Stand) -> Iterator[Line]:

@@ -11,7 +11,7 @@ from benchmarks.serving import served, started
 
 LINE = (
     '{"seconds":2,"asked_s":1.5,"sent":9,"messages":8,"steps":16,"in_time_messages":7,"in_time_steps":14,"cpu_s":0.1,'
-    '"latency_ms":{"count":8,"p50":1,"p90":2,"p99":3,"p999":4,"max":5},"gap_ms":{"count":0},'
+    '"latency_ms":{"count":8,"p50":1,"p90":2,"p99":3,"p999":4,"max":5},"gap_ms":{"count":0},"late_ms":{"count":0},'
     '"errors":{"22":1,"grpc-14":2}}'
 )
 
@@ -61,7 +61,7 @@ def test_it_drives_every_kind_of_load_and_counts_what_the_server_counts(program,
             assert 0 < window.latency.p50 <= window.latency.p99 <= window.latency.max, name
         steps = {name: window.steps / window.messages for name, window in windows.items()}
         assert (steps["stream"], steps["timed"], steps["unary"], steps["churn"]) == (8, 1, 2, 5)
-        assert windows["timed"].sent == 3 * 6
+        assert windows["timed"].sent == windows["timed"].late.count == 3 * 6
         assert windows["predict"].steps == arrivals[:, 1].sum()
         saved = np.fromfile(tmp_path / "saved", np.float32).reshape(-1, 2)
         assert sorted(saved[:, 0]) == list(range(1, 41))
@@ -90,3 +90,14 @@ def test_a_refusal_is_counted_by_its_reason(program, tmp_path):
         window = load.window(0.1, np.array([[0.0, 3.0], [0.01, 4.0]]))
         assert window.errors == {"MODEL_NOT_FOUND": 2}
         assert window.messages == 0
+
+
+@pytest.mark.slow
+def test_what_is_not_answered_in_time_is_cancelled_and_said(program, tmp_path):
+    network.write_entry(tmp_path / "zoo")
+    with Generator(program) as made, served(tmp_path / "zoo") as server:
+        load = made.open("predict", server.address)
+        window = load.window(0.5, np.tile([0.0, 330.0], (400, 1)), drain_s=0)
+        assert window.errors["undrained"] > 0
+        assert window.messages + sum(window.errors.values()) == window.sent > 0
+        assert load.window(0.1, np.array([[0.0, 3.0]])).messages == 1
