@@ -1,4 +1,4 @@
-"""The native load generator (`native/load.cc`), driven window by window over its standard input and output."""
+"""The native load generator (`native/`), driven window by window over its standard input and output."""
 
 from __future__ import annotations
 

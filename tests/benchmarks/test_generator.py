@@ -35,10 +35,10 @@ def test_a_line_of_another_shape_is_refused():
 
 
 @pytest.fixture(scope="module")
-def program(tmp_path_factory):
+def program():
     if why := generator.missing():
         pytest.skip(why)
-    return generator.build(tmp_path_factory.mktemp("native") / "load")
+    return generator.build()
 
 
 @pytest.mark.slow
