@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """0: stopped when told to; 1: could not start, with the reason on standard error."""
     try:
         config = from_args(arguments)
-        set_up(config.log_level)
+        set_up(config.log_level, config.log_format)
         run(serve(config))
     except StartupError as error:
         print(f"cellar-server: {error}", file=sys.stderr)

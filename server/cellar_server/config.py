@@ -72,6 +72,12 @@ class Config:
     )
     drain_s: float = _option(10.0, "seconds that accepted work gets to finish when the server stops")
     log_level: str = _option("info", "least severe messages logged", ("debug", "info", "warning", "error"))
+    log_format: str = _option(
+        "console", "lines for people, or JSON objects with their fields, one a line", ("console", "json")
+    )
+    metrics_listen: str = _option(
+        "", "address of Prometheus metrics, HOST:PORT (:PORT is on the loopback); none: there are none"
+    )
 
     def __post_init__(self) -> None:
         host, _, port = self.listen.rpartition(":")

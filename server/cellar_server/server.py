@@ -33,6 +33,7 @@ from cellar_server.front.oip.service import OpenInference
 from cellar_server.front.registry import Registry
 from cellar_server.front.sessions import SessionsFront
 from cellar_server.loader import Loader
+from cellar_server.log import about
 from cellar_server.runtime.base import StartupError
 from cellar_server.runtime.onnx import check_provider
 from cellar_server.sessions.messages import Reply, RowsBack, RowsReply
@@ -43,6 +44,9 @@ from cellar_server.transport.base import Transport
 
 if TYPE_CHECKING:
     from cellar_server.front.lanes import Lanes
+
+if TYPE_CHECKING:
+    from cellar_server.front.metrics import MetricsServer
 
 log = logging.getLogger("cellar_server")
 
@@ -77,6 +81,7 @@ class Server:
         self._store: Store | None = None
         self._grpc: Transport | None = None
         self._named: set[str] = set()
+        self.metrics: MetricsServer | None = None
         self._watching: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -114,6 +119,8 @@ class Server:
             self._start(engine)
         if self._store is not None:
             self.registry.holding.start(self._store, can_hold_more=self.config.when_full == "spill")
+        if self.config.metrics_listen:
+            self.metrics = self._show_metrics()
         await server.start()
         self._grpc = server
         self.life = Life.SERVING
@@ -122,6 +129,12 @@ class Server:
         host = self.config.listen.rpartition(":")[0]
         log.info("transport: %s", "aio" if lanes is None else "native")
         log.info("cellar-server listening on %s:%d", host, self.port)
+
+    def _show_metrics(self) -> MetricsServer:
+        from cellar_server.front.metrics import MetricsServer, ServerCollector
+
+        collector = ServerCollector(self.registry, lambda: self.is_serving)
+        return MetricsServer(self.config.metrics_listen, collector)
 
     def _open_store(self) -> Store | None:
         config = self.config
@@ -185,7 +198,8 @@ class Server:
         assert self._store is not None
         try:
             for model, version in self._store.purge(time.time()):
-                log.info("a stored session of %s/%d expired: nobody asked for it", model, version)
+                what = "a stored session of %s/%d expired: nobody asked for it"
+                log.info(what, model, version, extra=about(model=model, version=version))
         except StoreError as error:
             log.error("the store could not be purged: %s", error)
 
@@ -225,6 +239,8 @@ class Server:
         if self._store is not None:  # from here on other servers may go on with the sessions
             await loop.run_in_executor(None, self._store.close)
         await self._grpc.stop(min(1.0, self.config.drain_s))
+        if self.metrics is not None:
+            await loop.run_in_executor(None, self.metrics.close)
         self.life = Life.STOPPED
         log.info("stopped")
 

@@ -16,7 +16,7 @@ from cellar_server.engine import Engine
 from cellar_server.errors import CellarError
 from cellar_server.front.messages import answer_message, tensor
 from cellar_server.front.registry import Registry
-from cellar_server.front.status import CODES, error_metadata
+from cellar_server.front.status import CODES, count_failure, error_metadata
 from cellar_server.sessions.directory import scoped
 from cellar_server.sessions.messages import AnswerReply, FrameReply, Rows, RowsReply, RowsWait
 from cellar_server.sessions.rows import chosen
@@ -210,6 +210,7 @@ class _Asker:
             return
         error = reply.errors[0][1] if isinstance(reply, AnswerReply) and reply.errors else None
         if error is not None:
+            count_failure(error)
             self._transport.finish(
                 self._call, None, CODES[error.reason].value[0], error.message, list(error_metadata(error))
             )

@@ -25,6 +25,7 @@ class Registry:
         self.broken: dict[tuple[str, int], CellarError] = {}
         self.leaving: set[tuple[str, int]] = set()  # versions that take no new sessions: they are being unloaded
         self.holding = Holding(self.directory, self.engines)
+        self.streams_open = self.streams_opened = 0
         self.callers = Callers(Path(config.tokens) if config.tokens else None)
 
     def find(self, name: str, version: int = 0) -> Engine:

@@ -64,6 +64,8 @@ class StreamSession:
         """The whole life of the stream."""
         writer = asyncio.ensure_future(self._write())
         is_cancelled = True
+        self.registry.streams_open += 1
+        self.registry.streams_opened += 1
         try:
             await self._read()
             self._is_half_closed = True
@@ -71,6 +73,7 @@ class StreamSession:
             await writer
             is_cancelled = False
         finally:
+            self.registry.streams_open -= 1
             writer.cancel()
             if self._has_lane:
                 self._lanes.close(self.number)
@@ -269,7 +272,7 @@ class StreamSession:
         except Exception:
             # the caller is gone in the middle of a write; its read ends the stream
             if not self.context.cancelled():
-                unforeseen("writing to a stream failed")
+                unforeseen("writing to a stream failed", self.context)
 
 
 def _wake(waiter: asyncio.Future[None] | None) -> None:

@@ -13,10 +13,12 @@ from cellar_proto.v1.reason_pb2 import Reason
 
 from cellar_server.config import Config
 from cellar_server.errors import CellarError
+from cellar_server.log import about
 from cellar_server.scheduler.scheduler import Scheduler
 from cellar_server.scheduler.work import Work
 from cellar_server.sessions.answers import Answers
-from cellar_server.sessions.directory import Directory
+from cellar_server.sessions.directory import Directory, owner, shown
+from cellar_server.sessions.histogram import Histogram
 from cellar_server.sessions.messages import Reply
 from cellar_server.sessions.table import Table
 from cellar_server.zoo import Model
@@ -37,6 +39,7 @@ class Counts:
     chunks: int = 0
     chunks_replayed: int = 0
     chunks_failed: int = 0
+    chunks_joined: int = 0  # of the replayed ones, those asked for again while they waited or ran
     sessions_opened: int = 0
     sessions_expired: int = 0
     sessions_spilled: int = 0
@@ -51,11 +54,21 @@ class Counts:
     compute_s: float = 0.0
     runs_by_rows: dict[int, int] = field(default_factory=dict)
     seconds_by_rows: dict[int, float] = field(default_factory=dict)
+    # seconds: that rows waited for their first run, that runs took, and from a generation's call to its first emission
+    queue: Histogram = field(default_factory=Histogram)
+    run: Histogram = field(default_factory=Histogram)
+    first_emission: Histogram = field(default_factory=Histogram)
+    generations: int = 0
+    refusals: dict[int, int] = field(default_factory=dict)  # rows, calls and sessions by Reason
 
     def end(self, reason: Reason) -> None:
         """A session ended."""
         self.sessions_ended[reason] = self.sessions_ended.get(reason, 0) + 1
         self.sessions_expired += reason == Reason.SESSION_EXPIRED
+
+    def refuse(self, reason: Reason, count: int = 1) -> None:
+        """So many rows, calls or sessions were refused or failed."""
+        self.refusals[reason] = self.refusals.get(reason, 0) + count
 
 
 @dataclass(slots=True)
@@ -77,6 +90,11 @@ class Core:
     durability: Any = None  # the Durability of these sessions
     # where the table is full: whether it is so no more; the session in the given slot stays
     make_room: Callable[[int], bool] = lambda keep: False
+
+    def about(self, id: str = "", **fields: Any) -> dict[str, Any]:
+        """Fields of a log line on this model, and on the session of this id."""
+        manifest = self.model.manifest
+        return about(model=manifest.name, version=manifest.version, session=shown(id), caller=owner(id), **fields)
 
     @property
     def output_shape(self) -> tuple[int, ...]:

@@ -85,6 +85,7 @@ class Frames:
         try:
             chunks = Chunks(request, self.core.work.capacity)
         except CellarError as error:
+            self.core.counts.refuse(error.reason)
             self.core.replies.append(FrameReply(request.to, request.frame_id, error))
             return None
         try:

@@ -50,6 +50,7 @@ class Predicts:
                 raise CellarError(Reason.TOO_LARGE, f"a call holds at most {work.capacity} sequences")
             core.check_room(len(request.lengths), len(request.data))
         except CellarError as error:
+            core.counts.refuse(error.reason)
             core.replies.append(PredictReply(request.to, [], None, error=error))
             return
         n = len(request.lengths)
@@ -150,6 +151,8 @@ class Predicts:
 
     def _answer(self, call: _Predict) -> None:
         pieces = [piece for piece in call.pieces if piece is not None]
+        for _, error in call.errors:
+            self.core.counts.refuse(error.reason)
         self.core.replies.append(
             PredictReply(
                 call.request.to,

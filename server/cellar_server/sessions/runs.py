@@ -59,6 +59,7 @@ class Runs:
         waited = (now - work.arrived[rows])[(work.done[rows] == 0) & (work.kind[rows] != Kind.GENERATION)]
         core.counts.queue_rows += len(waited)
         core.counts.queue_s += float(waited.sum())
+        core.counts.queue.add_all(waited)
         return Run(rows, x, state, float(core.scheduler.cost(len(rows), q)))
 
     def compute(self, run: Run) -> Outcome:
@@ -86,6 +87,7 @@ class Runs:
         """A run of n rows and q steps went well."""
         counts = self.core.counts
         counts.runs += 1
+        counts.run.add(run.took_s)
         counts.rows += n
         counts.steps += n * q
         counts.compute_s += n * took_s
@@ -208,5 +210,6 @@ class Runs:
     def fault(self, what: str, reason: Reason) -> CellarError:
         """Logs the exception being handled; the error that names it."""
         error_id = new_error_id()
-        log.exception("%s [%s] (model %s)", what, error_id, self.core.model.manifest.name)
+        name = self.core.model.manifest.name
+        log.exception("%s [%s] (model %s)", what, error_id, name, extra=self.core.about(error_id=error_id))
         return CellarError(reason, f"the server failed; its log has the fault as {error_id}", error_id=error_id)
