@@ -130,12 +130,15 @@ class AsyncClient:
         *,
         timeout: float = 30.0,
         token: str = "",
+        affinity: str = "",
         keepalive_s: float = 5.0,
     ) -> None:
         self.timeout = timeout
         options = channel_options(keepalive_s)
         self._links = Links(servers, lambda address: grpc.aio.insecure_channel(address, options=options))
-        self._metadata = call_metadata(token)
+        # calls that any server may answer, and those about sessions, which a balancer leads to one server
+        self._free_metadata = call_metadata(token)
+        self._metadata = call_metadata(token, affinity or mint_id())
         self._codecs: dict[tuple[str, int], Codec] = {}
         self._wire: AsyncWire | None = None
         self._wire_link: Link | None = None
@@ -161,7 +164,8 @@ class AsyncClient:
             try:
                 with typed():
                     call = getattr(getattr(link, service), method)
-                    answer = await call(request, timeout=patience.left_s, metadata=self._metadata)
+                    metadata = self._metadata if service == "sessions" else self._free_metadata
+                    answer = await call(request, timeout=patience.left_s, metadata=metadata)
                 self._links.has_answered = True
                 return answer
             except CellarError as error:
@@ -252,7 +256,8 @@ class AsyncClient:
         book = GenerationBook(request, timeout or self.timeout)
         while not book.finish:
             link = self._links.current
-            call = link.inference.Generate(book._request, timeout=book._patience.left_s, metadata=self._metadata)
+            metadata = self._metadata if session_id else self._free_metadata
+            call = link.inference.Generate(book._request, timeout=book._patience.left_s, metadata=metadata)
             try:
                 with typed():
                     async for response in call:

@@ -44,7 +44,9 @@ class Client:
     client.predict("sentiment", "a gripping film from start to finish").label
 
     servers: addresses, of which one is used until it does not answer; token: a bearer token, for servers that ask for
-    one; keepalive_s: a server that leaves a ping unanswered for half of that is gone (0: no pings).
+    one; affinity: a key that goes along with all that concerns sessions, as `cellar-session`, so that a balancer can
+    lead it to one server (default: random, so a client's sessions are together); keepalive_s: a server that leaves a
+    ping unanswered for half of that is gone (0: no pings).
     """
 
     def __init__(
@@ -53,12 +55,15 @@ class Client:
         *,
         timeout: float = 30.0,
         token: str = "",
+        affinity: str = "",
         keepalive_s: float = 5.0,
     ) -> None:
         self.timeout = timeout
         options = channel_options(keepalive_s)
         self._links = Links(servers, lambda address: grpc.insecure_channel(address, options=options))
-        self._metadata = call_metadata(token)
+        # calls that any server may answer, and those about sessions, which a balancer leads to one server
+        self._free_metadata = call_metadata(token)
+        self._metadata = call_metadata(token, affinity or mint_id())
         self._codecs: dict[tuple[str, int], Codec] = {}
         self._wire: Wire | None = None
         self._wire_link: Link | None = None
@@ -85,7 +90,8 @@ class Client:
             try:
                 with typed():
                     call = getattr(getattr(link, service), method)
-                    answer = call(request, timeout=patience.left_s, metadata=self._metadata)
+                    metadata = self._metadata if service == "sessions" else self._free_metadata
+                    answer = call(request, timeout=patience.left_s, metadata=metadata)
                 self._links.has_answered = True
                 return answer
             except CellarError as error:
@@ -283,9 +289,9 @@ class Generation(GenerationBook, Iterator[Token]):
 
     def _begin(self) -> None:
         self._link = self._client._links.current
-        self._call = self._link.inference.Generate(
-            self._request, timeout=self._patience.left_s, metadata=self._client._metadata
-        )
+        client = self._client
+        metadata = client._metadata if self._request.session_id else client._free_metadata
+        self._call = self._link.inference.Generate(self._request, timeout=self._patience.left_s, metadata=metadata)
 
     def __next__(self) -> Token:
         while not self._ready:

@@ -23,6 +23,8 @@ DTYPES = {
     DataType.INT16: np.dtype("<i2"),
     DataType.UINT8: np.dtype("u1"),
 }
+# Metadata of calls and streams about sessions: what a balancer may choose the server by.
+AFFINITY_KEY = "cellar-session"
 # Left free in a message for everything but its values.
 MARGIN_BYTES = 64 << 10
 
@@ -46,9 +48,13 @@ def channel_options(keepalive_s: float) -> list[tuple[str, int]]:
     return options
 
 
-def call_metadata(token: str) -> tuple[tuple[str, str], ...]:
-    """What every call of a caller with a bearer token carries."""
-    return (("authorization", f"Bearer {token}"),) if token else ()
+def call_metadata(token: str, affinity: str = "") -> tuple[tuple[str, str], ...]:
+    """What the calls of a caller with a bearer token carry, and the key by which a balancer keeps its sessions on one
+    server. ValueError for a key that is no plain text."""
+    if not (affinity.isascii() and affinity.isprintable()):
+        raise ValueError("an affinity is printable ASCII")
+    carried = (("authorization", f"Bearer {token}"),) if token else ()
+    return (*carried, (AFFINITY_KEY, affinity)) if affinity else carried
 
 
 @dataclass(frozen=True)
