@@ -78,6 +78,12 @@ class Config:
     metrics_listen: str = _option(
         "", "address of Prometheus metrics, HOST:PORT (:PORT is on the loopback); none: there are none"
     )
+    traces: str = _option(
+        "", "OTLP collector (gRPC) that OpenTelemetry traces go to, http://HOST:PORT; none: nothing is traced"
+    )
+    trace_sample: float = _option(
+        0.01, "part, 0 to 1, that is traced: of the calls whose caller does not say, and of all frames of streams"
+    )
 
     def __post_init__(self) -> None:
         host, _, port = self.listen.rpartition(":")
@@ -85,7 +91,7 @@ class Config:
             raise StartupError(f"listen: {self.listen!r} is not HOST:PORT")
         for each in dataclasses.fields(self):
             value = getattr(self, each.name)
-            least = 0 if each.name in ("max_age_s", "drain_s", "answer_bytes") else 1e-9
+            least = 0 if each.name in ("max_age_s", "drain_s", "answer_bytes", "trace_sample") else 1e-9
             if isinstance(value, int | float) and not isinstance(value, bool) and not value >= least:
                 raise StartupError(f"{each.name}: {value} is too small")
             if each.name == "max_sessions" and value > MAX_SESSIONS:

@@ -47,6 +47,7 @@ if TYPE_CHECKING:
 
 if TYPE_CHECKING:
     from cellar_server.front.metrics import MetricsServer
+    from cellar_server.front.traces import Traces
 
 log = logging.getLogger("cellar_server")
 
@@ -71,11 +72,12 @@ class Life(Enum):
 class Server:
     """A server of one folder of models. `await start()`, then `port`; `await drain()` ends it."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, *, traces: Traces | None = None) -> None:
         self.config = config
         self.life = Life.NEW
         self.port = 0
         self.registry = Registry(config)
+        self.registry.traces = traces
         self.health = health.aio.HealthServicer()
         self.loader = Loader(self.registry, self._start)
         self._store: Store | None = None
@@ -100,12 +102,12 @@ class Server:
             max_message_bytes=self.config.max_message_bytes,
             interceptors=(Guard(callers),) if callers.is_on else (),
         )
-        lanes = open_lanes(self.registry, server, loop)
-        inference_pb2_grpc.add_InferenceServicer_to_server(Inference(self.registry, lanes), server)
+        inference, open_inference = self._make_services(server)
+        inference_pb2_grpc.add_InferenceServicer_to_server(inference, server)
         sessions_pb2_grpc.add_SessionsServicer_to_server(SessionsFront(self.registry), server)
         models_pb2_grpc.add_ModelsServicer_to_server(ModelsFront(self.registry, self), server)
         health_pb2_grpc.add_HealthServicer_to_server(self.health, server)
-        OpenInference(self.registry, self).add_to(server)
+        open_inference.add_to(server)
         names = [*SERVICES, oip.SERVICE.full_name, health.SERVICE_NAME, reflection.SERVICE_NAME]
         reflected = reflection.aio.ReflectionServicer(names, pool=oip.BothPools())
         reflection_pb2_grpc.add_ServerReflectionServicer_to_server(reflected, server)
@@ -127,8 +129,25 @@ class Server:
         await self._set_health()
         self._watching = asyncio.ensure_future(self._watch())
         host = self.config.listen.rpartition(":")[0]
-        log.info("transport: %s", "aio" if lanes is None else "native")
+        log.info("transport: %s", "native" if hasattr(server, "add_lane") else "aio")
         log.info("cellar-server listening on %s:%d", host, self.port)
+
+    def _make_services(self, server: Transport) -> tuple[Inference, OpenInference]:
+        """The services of inference, traced where that is asked for."""
+        registry, config = self.registry, self.config
+        if config.traces and registry.traces is None:
+            try:
+                from cellar_server.front.traces import Traces, otlp
+            except ImportError:
+                raise StartupError("traces: they need OpenTelemetry: pip install 'cellar-serving[traces]'") from None
+            registry.traces = Traces(otlp(config.traces), config.trace_sample)
+        if registry.traces is None:
+            lanes = open_lanes(registry, server, asyncio.get_running_loop())
+            return Inference(registry, lanes), OpenInference(registry, self)
+        # without lanes: every frame comes by itself, and can be traced
+        from cellar_server.front.traces import TracedInference, TracedOpenInference
+
+        return TracedInference(registry), TracedOpenInference(registry, self)
 
     def _show_metrics(self) -> MetricsServer:
         from cellar_server.front.metrics import MetricsServer, ServerCollector
@@ -239,6 +258,8 @@ class Server:
         if self._store is not None:  # from here on other servers may go on with the sessions
             await loop.run_in_executor(None, self._store.close)
         await self._grpc.stop(min(1.0, self.config.drain_s))
+        if self.registry.traces is not None:
+            await loop.run_in_executor(None, self.registry.traces.close)
         if self.metrics is not None:
             await loop.run_in_executor(None, self.metrics.close)
         self.life = Life.STOPPED

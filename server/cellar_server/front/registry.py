@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cellar_proto.v1.models_pb2 import Limits
 from cellar_proto.v1.reason_pb2 import Reason
@@ -13,6 +14,9 @@ from cellar_server.errors import CellarError
 from cellar_server.front.callers import Callers
 from cellar_server.front.holding import Holding
 from cellar_server.sessions.directory import Directory
+
+if TYPE_CHECKING:
+    from cellar_server.front.traces import Traces
 
 
 class Registry:
@@ -25,6 +29,7 @@ class Registry:
         self.broken: dict[tuple[str, int], CellarError] = {}
         self.leaving: set[tuple[str, int]] = set()  # versions that take no new sessions: they are being unloaded
         self.holding = Holding(self.directory, self.engines)
+        self.traces: Traces | None = None
         self.streams_open = self.streams_opened = 0
         self.callers = Callers(Path(config.tokens) if config.tokens else None)
 

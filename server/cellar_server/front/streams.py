@@ -59,6 +59,7 @@ class StreamSession:
         self._writer_waits: asyncio.Future[None] | None = None  # for something to write, or the end
         self._reader_waits: asyncio.Future[None] | None = None  # until something was answered and written
         self._is_half_closed = False
+        self._trace = registry.traces.stream(context) if registry.traces is not None else None
 
     async def run(self) -> None:
         """The whole life of the stream."""
@@ -77,6 +78,8 @@ class StreamSession:
             writer.cancel()
             if self._has_lane:
                 self._lanes.close(self.number)
+            if self._trace is not None:
+                self._trace.close()
             for engine in self._engines.values():
                 engine.post(StreamClosed(self.number, is_cancelled))
 
@@ -116,7 +119,8 @@ class StreamSession:
         # a frame's rows are answered by several messages; its place is free when the last one is
         left, messages = self._frames.get(frame_id, (0, 0))
         self._frames[frame_id] = left + max(rows, 1), messages + 1
-        engine.post(FrameRequest(self, self.number, frame, frame_id))
+        timing = self._trace.begin(frame_id, engine.name, rows) if self._trace is not None else None
+        engine.post(FrameRequest(self, self.number, frame, frame_id, timing=timing))
 
     def _send_errors(self, frame: Frame, error: CellarError) -> None:
         """Refuses every row of a frame that no engine saw."""
@@ -265,7 +269,10 @@ class StreamSession:
                     self._writer_waits = None
                     continue
                 await write(outbox[0])
-                outbox.popleft()
+                response = outbox.popleft()
+                if self._trace is not None:
+                    self._trace.write(response, self._frames)
+                del response  # a quiet stream would hold its last message
                 _wake(self._reader_waits)
         except asyncio.CancelledError:
             raise

@@ -21,6 +21,7 @@ from cellar_server.sessions.directory import Directory, owner, shown
 from cellar_server.sessions.histogram import Histogram
 from cellar_server.sessions.messages import Reply
 from cellar_server.sessions.table import Table
+from cellar_server.sessions.timing import Timing
 from cellar_server.zoo import Model
 
 # What a refused caller is told to wait where nothing better is known.
@@ -87,6 +88,8 @@ class Core:
     counts: Counts = field(default_factory=Counts)
     replies: list[Reply] = field(default_factory=list)
     is_draining: bool = False
+    # of requests in work that somebody traces, by kind and by owner (of a generation: row of work)
+    timings: dict[tuple[int, int], Timing] = field(default_factory=dict)
     durability: Any = None  # the Durability of these sessions
     # where the table is full: whether it is so no more; the session in the given slot stays
     make_room: Callable[[int], bool] = lambda keep: False
@@ -109,6 +112,12 @@ class Core:
     def can_hold_sessions(self) -> bool:
         manifest = self.model.manifest
         return not manifest.is_whole_only and manifest.mode != Mode.ONE_TO_MANY
+
+    def time(self, kind: int, owner: int, timing: Timing | None) -> None:
+        """A request was admitted; its runs are timed where somebody traces it."""
+        if timing is not None:
+            timing.taken_s = self.clock()
+            self.timings[kind, owner] = timing
 
     def no_outputs(self) -> np.ndarray:
         """float32 [0, ...]"""

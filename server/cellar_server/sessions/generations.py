@@ -183,6 +183,7 @@ class Generations:
         work.limit(np.array([w]), request.deadline_s or np.inf, False)
         work.last[w] = generation.ids[-1] if generation.ids else self.core.model.manifest.generation.begin_id
         self._by_work[w] = generation
+        self.core.time(Kind.GENERATION, w, request.timing)
         self._by_to[id(request.to)] = generation
         if generation.slot >= 0:
             self.core.table.in_flight[generation.slot] = 1
@@ -373,6 +374,7 @@ class Generations:
             core.durability.change(np.array([generation.slot]))
         self._by_to.pop(id(generation.request.to), None)
         del self._by_work[w]
+        core.timings.pop((Kind.GENERATION, w), None)
         generation.work = -1
         core.work.give_back(np.array([w]))
 

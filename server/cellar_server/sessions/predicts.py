@@ -77,6 +77,7 @@ class Predicts:
             return
         self._number += 1
         self._calls[self._number] = call
+        core.time(Kind.SEQUENCE, self._number, request.timing)
         rows = call.rows = work.take(len(good))
         work.kind[rows] = Kind.SEQUENCE
         work.arrived[rows] = core.clock()
@@ -146,6 +147,7 @@ class Predicts:
             call.live -= count
             if not call.live:
                 del self._calls[number]
+                self.core.timings.pop((Kind.SEQUENCE, number), None)
                 self._answer(call)
         self.core.work.give_back(rows)
 

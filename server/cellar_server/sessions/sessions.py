@@ -194,7 +194,7 @@ class Sessions(Verbs):
                 timeouts_ms=[max(1, int(1000 * (request.deadline_s - now)))] if request.deadline_s else None,
                 priorities=[Priority.BULK] if request.is_bulk else None,
             )
-            frames[slot] = FrameRequest(request.to, UNARY_STREAM, frame, 0)
+            frames[slot] = FrameRequest(request.to, UNARY_STREAM, frame, 0, timing=request.timing)
             if is_new:
                 opened.append((request, slot))
         admit()
