@@ -11,6 +11,7 @@ from typing import Any
 import grpc
 import numpy as np
 from cellar_proto.v1 import inference_pb2, models_pb2, sessions_pb2
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from cellar_client.book import SessionBook, checked, rows_of
 from cellar_client.emissions import Emissions
@@ -110,6 +111,17 @@ class Client:
     def model(self, name: str, version: int = 0) -> ModelInfo:
         """One model, with its counters as they stand; version 0 is the newest."""
         return model_info(self._ask("models", "GetModel", models_pb2.GetModelRequest(name=name, version=version)))
+
+    def is_serving(self, model: str = "", *, timeout: float = 2.0) -> bool:
+        """Whether the server in use says that it serves, or that a model does; False where it does not answer in time.
+        Nobody else is asked, and no token is needed."""
+        stub = health_pb2_grpc.HealthStub(self._links.current.channel)
+        request = health_pb2.HealthCheckRequest(service=f"cellar.v1/{model}" if model else "")
+        try:
+            answer = stub.Check(request, timeout=timeout, wait_for_ready=True)
+        except grpc.RpcError:
+            return False
+        return answer.status == health_pb2.HealthCheckResponse.SERVING
 
     def load(self, model: str) -> list[int]:
         """Has the server serve what its models folder holds of a model; the versions that it serves now."""
