@@ -84,6 +84,7 @@ class Config:
     trace_sample: float = _option(
         0.01, "part, 0 to 1, that is traced: of the calls whose caller does not say, and of all frames of streams"
     )
+    channelz: bool = _option(False, "show connections and calls by grpc.channelz.v1 (transport aio only)")
 
     def __post_init__(self) -> None:
         host, _, port = self.listen.rpartition(":")

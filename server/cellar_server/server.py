@@ -109,6 +109,10 @@ class Server:
         health_pb2_grpc.add_HealthServicer_to_server(self.health, server)
         open_inference.add_to(server)
         names = [*SERVICES, oip.SERVICE.full_name, health.SERVICE_NAME, reflection.SERVICE_NAME]
+        if self.config.channelz:
+            from cellar_server.front.channelz import add_channelz
+
+            names.append(add_channelz(server))
         reflected = reflection.aio.ReflectionServicer(names, pool=oip.BothPools())
         reflection_pb2_grpc.add_ServerReflectionServicer_to_server(reflected, server)
         try:
