@@ -39,6 +39,18 @@ PATIENCE_S = 10.0
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
 
+# Reasons that have a series before they happen: of one that begins with its first count no increase is seen.
+ALWAYS = (
+    Reason.OVERLOADED,
+    Reason.DEADLINE_EXCEEDED,
+    Reason.RUN_FAILED,
+    Reason.INTERNAL,
+    Reason.STORE_FAILED,
+    Reason.LEASE_LOST,
+    Reason.UNAUTHENTICATED,
+)
+
+
 @dataclass(frozen=True)
 class Meter:
     """One metric. kind: counter, gauge, histogram, or reasons (a counter with the label `reason`); name: as it is
@@ -116,6 +128,8 @@ SERVER_METERS = (
     Meter("cellar_build_info", "gauge", "1; the labels say which versions run"),
 )
 
+WITH_ALWAYS = ("cellar_refusals_total", "cellar_failed_calls_total")
+
 
 class _Rows(Histogram):
     """Runs by their rows as a histogram."""
@@ -180,7 +194,10 @@ def _family(meter: Meter) -> Any:
 
 def _add(family: Any, meter: Meter, labels: tuple[str, ...], value: Any) -> None:
     if meter.kind == "reasons":
-        for reason, count in sorted(value.copy().items()):
+        counted = value.copy()
+        if meter.name in WITH_ALWAYS:
+            counted = dict.fromkeys(ALWAYS, 0) | counted
+        for reason, count in sorted(counted.items()):
             family.add_metric((*labels, Reason.Name(reason)), count)
     elif meter.kind == "histogram":
         counts = value.cumulative()
