@@ -11,9 +11,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import cellar_client
+import grpc
 import numpy as np
 import pytest
+from cellar_proto.v1.inference_pb2 import StepRequest
+from cellar_proto.v1.inference_pb2_grpc import InferenceStub
 from cellar_proto.v1.reason_pb2 import Reason
+from cellar_proto.v1.tensor_pb2 import Tensor
 from cellar_server.config import Config
 from cellar_server.front.metrics import MODEL_METERS, SERVER_METERS, MetricsServer, ServerCollector
 from cellar_server.runtime.base import StartupError
@@ -232,3 +236,25 @@ def test_the_collector_reads_while_engines_count(seen: Running) -> None:
 def test_reasons_are_names(seen: Running, port: int) -> None:
     names = {dict(labels)["reason"] for (_, labels) in scrape(port) if "reason" in dict(labels)}
     assert names <= set(Reason.keys())
+
+
+@pytest.mark.parametrize("transport", ["aio", "auto"])
+def test_a_step_that_fails_is_a_failed_call_and_a_refusal(tmp_path: Path, transport: str) -> None:
+    """Whichever transport moves it: `auto` is the native one where it is built."""
+    write_counter(tmp_path)
+    ours = {"model": "counter", "version": "1", "reason": "POSITION_GAP"}
+    running = Running(
+        Config(listen="127.0.0.1:0", models=tmp_path, metrics_listen=":0", transport=transport, drain_s=1)
+    )
+    assert running.server.metrics is not None
+    port = running.server.metrics.port
+    before = scrape(port)
+    with cellar_client.Client(running.address) as client, client.session("counter") as session:
+        request = StepRequest(session_id=session.id, position=9, inputs=Tensor(data=b"\0" * 8), length=1)
+        with grpc.insecure_channel(running.address) as channel, pytest.raises(grpc.RpcError):
+            InferenceStub(channel).Step(request, timeout=10)
+        after = scrape(port)
+    failed = "cellar_failed_calls_total", frozenset({("reason", "POSITION_GAP")})
+    assert after[failed] - before.get(failed, 0) == 1
+    assert value(after, "cellar_refusals_total", **ours) == 1
+    running.stop()
