@@ -12,6 +12,7 @@ import grpc
 import numpy as np
 from cellar_proto.v1 import inference_pb2_grpc, models_pb2, sessions_pb2
 from cellar_proto.v1.inference_pb2 import OpenedSessions, StreamRequest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from cellar_client.book import SessionBook, checked, rows_of
 from cellar_client.emissions import Emissions
@@ -183,6 +184,16 @@ class AsyncClient:
         """One model, with its counters as they stand."""
         request = models_pb2.GetModelRequest(name=name, version=version)
         return model_info(await self._ask("models", "GetModel", request))
+
+    async def is_serving(self, model: str = "", *, timeout: float = 2.0) -> bool:
+        """See Client.is_serving."""
+        stub = health_pb2_grpc.HealthStub(self._links.current.channel)
+        request = health_pb2.HealthCheckRequest(service=f"cellar.v1/{model}" if model else "")
+        try:
+            answer = await stub.Check(request, timeout=timeout, wait_for_ready=True)
+        except grpc.RpcError:
+            return False
+        return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
 
     async def load(self, model: str) -> list[int]:
         """See Client.load."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import os
 import pty
@@ -18,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cellar_client import Client, top
+from cellar_client import AsyncClient, Client, top
 from cellar_client.cli import main
 from cellar_client.errors import Unavailable
 from cellar_client.top import Look, Row, Watch, between, table
@@ -216,3 +217,16 @@ def test_health_is_an_exit_status(running: Running, capsys: pytest.CaptureFixtur
     assert main(["health", "nowhere", *where]) == 1
     assert main(["health", "--timeout", "0.2", "--server", "127.0.0.1:1"]) == 1
     assert capsys.readouterr().out.split() == ["SERVING"] * 2 + ["NOT_SERVING"] * 3
+
+
+def test_the_asynchronous_client_asks_the_same(running: Running) -> None:
+    async def ask() -> list[bool]:
+        async with AsyncClient(running.address) as client:
+            return [await client.is_serving(model) for model in ("", "counter", "broken")]
+
+    async def ask_nobody() -> bool:
+        async with AsyncClient("127.0.0.1:1") as client:
+            return await client.is_serving(timeout=0.2)
+
+    assert asyncio.run(ask()) == [True, True, False]
+    assert asyncio.run(ask_nobody()) is False
