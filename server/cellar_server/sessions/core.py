@@ -49,9 +49,8 @@ class Counts:
     sessions_ended: dict[int, int] = field(default_factory=dict)  # by Reason
     stored_sessions: int = 0
     store_failures: int = 0
-    # seconds that rows waited for their first run, and that runs took, each counted once for each of its rows
+    # rows that began their first run; seconds that runs took, counted once for each row
     queue_rows: int = 0
-    queue_s: float = 0.0
     compute_s: float = 0.0
     runs_by_rows: dict[int, int] = field(default_factory=dict)
     seconds_by_rows: dict[int, float] = field(default_factory=dict)
@@ -61,6 +60,11 @@ class Counts:
     first_emission: Histogram = field(default_factory=Histogram)
     generations: int = 0
     refusals: dict[int, int] = field(default_factory=dict)  # rows, calls and sessions by Reason
+
+    @property
+    def queue_s(self) -> float:
+        """Seconds that rows waited for their first run, added up."""
+        return self.queue.total
 
     def end(self, reason: Reason) -> None:
         """A session ended."""

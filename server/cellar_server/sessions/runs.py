@@ -61,7 +61,6 @@ class Runs:
         work = core.work
         waited = (now - work.arrived[rows])[(work.done[rows] == 0) & (work.kind[rows] != Kind.GENERATION)]
         core.counts.queue_rows += len(waited)
-        core.counts.queue_s += float(waited.sum())
         core.counts.queue.add_all(waited)
         run = Run(rows, x, state, float(core.scheduler.cost(len(rows), q)))
         if core.timings:
