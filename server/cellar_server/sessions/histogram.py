@@ -26,10 +26,10 @@ class Histogram:
         self.total = 0.0
         self._edges = np.array(bounds)
 
-    def add(self, value: float) -> None:
-        """One value."""
-        self.bins[bisect_left(self.bounds, value)] += 1
-        self.total += value
+    def add(self, value: float, count: int = 1) -> None:
+        """One value, so often."""
+        self.bins[bisect_left(self.bounds, value)] += count
+        self.total += count * value
 
     def add_all(self, values: np.ndarray) -> None:
         """Values [n]."""

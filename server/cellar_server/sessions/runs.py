@@ -106,7 +106,7 @@ class Runs:
         """A run of n rows and q steps went well."""
         counts = self.core.counts
         counts.runs += 1
-        counts.run.add(run.took_s)
+        counts.run.add(took_s)
         counts.rows += n
         counts.steps += n * q
         counts.compute_s += n * took_s
