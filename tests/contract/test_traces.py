@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -245,6 +246,8 @@ def test_a_collector_that_is_away_holds_up_no_end(tmp_path: Path) -> None:
         with cellar_client.Client(running.address) as client:
             client.predict("counter", ROWS)
         running.stop()  # within the 30 s of `Running.run`
+        left = {thread.name for thread in threading.enumerate()}
+        assert not {name for name in left if name == "traces" or name.startswith("OtelBatch")}
         assert running.server.life.value == "stopped"
 
 

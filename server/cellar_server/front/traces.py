@@ -20,7 +20,7 @@ from cellar_proto.v1.reason_pb2 import Reason
 from opentelemetry.context import Context
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
-from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter
 from opentelemetry.sdk.trace.sampling import ALWAYS_ON
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode, get_current_span, set_span_in_context
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
@@ -44,7 +44,19 @@ def otlp(endpoint: str) -> SpanProcessor:
     """Sends spans in batches to an OTLP collector over gRPC (http://HOST:PORT, or https)."""
     from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
 
-    return BatchSpanProcessor(OTLPSpanExporter(endpoint=endpoint, timeout=5))
+    return _Batches(OTLPSpanExporter(endpoint=endpoint, timeout=5))
+
+
+class _Batches(BatchSpanProcessor):
+    """Batches whose sending can be ended while it tries again."""
+
+    def __init__(self, exporter: SpanExporter) -> None:
+        super().__init__(exporter)
+        self._given_up = exporter.shutdown
+
+    def give_up(self) -> None:
+        """Ends the tries that are under way."""
+        self._given_up()
 
 
 class Traces:
@@ -60,16 +72,20 @@ class Traces:
             shutdown_on_exit=False,
         )
         self._provider.add_span_processor(processor)
+        self._processor = processor
         self.tracer = self._provider.get_tracer("cellar_server", __version__)
         self._ratio = ratio
         self._draw = draw
         self._propagator = TraceContextTextMapPropagator()
 
     def close(self) -> None:
-        """Sends what is left, for FLUSH_S at most."""
+        """Sends what is left, for FLUSH_S, and gives up the rest."""
         closing = threading.Thread(target=self._provider.shutdown, name="traces", daemon=True)
         closing.start()
         closing.join(FLUSH_S)
+        if closing.is_alive() and isinstance(self._processor, _Batches):
+            self._processor.give_up()
+            closing.join(FLUSH_S)
 
     def is_drawn(self) -> bool:
         """By the configured part."""
