@@ -22,7 +22,7 @@ $(DEV): $(SERVE)
 	$(PIP) -e '.[client,score,server,models,dev]'
 	@touch $@
 
-.PHONY: help demo test test-all serve native train lint check proto bench clean
+.PHONY: help demo test test-all serve native train lint check proto config-docs bench bench-native clean
 
 help: ## print this help
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -56,12 +56,19 @@ lint: $(DEV) ## style and the one-way imports
 
 check: lint test demo ## everything a change must pass
 
+config-docs: $(DEV) ## write docs/configuration.md again after a change of an option
+	$(BIN)/cellar-server --print-config-docs > docs/configuration.md
+
 proto: | $(BIN)/python ## generate the stubs again after an edit of a .proto file
 	$(PIP) grpcio-tools==1.76.0 'hatchling>=1.27'
 	$(BIN)/python hatch_build.py
 
-bench: $(DEV) ## measure, beside the ceilings, in one run
+bench: $(DEV) bench-native ## measure, beside the ceilings, in one run
 	$(BIN)/python -m benchmarks
 
+bench-native: ## build the load generator of `make bench` (C++; needs cmake and libgrpc++-dev)
+	cmake -S benchmarks/native -B build/native
+	cmake --build build/native
+
 clean: ## remove the virtual environment and the generated stubs
-	rm -rf $(VENV) proto/cellar_proto/v1/*_pb2* proto/cellar_proto/oip/*.binpb
+	rm -rf $(VENV) build/native proto/cellar_proto/v1/*_pb2* proto/cellar_proto/oip/*.binpb

@@ -14,6 +14,8 @@ from cellar_proto.v1 import inference_pb2, models_pb2, sessions_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from cellar_client.book import SessionBook, checked, rows_of
+from cellar_client.credentials import Credentials, Pem
+from cellar_client.credentials import Token as BearerToken
 from cellar_client.emissions import Emissions
 from cellar_client.errors import CellarError, SessionNotFound, StoreFailed, Unavailable, typed
 from cellar_client.generation import GenerationBook, generate_request
@@ -23,7 +25,7 @@ from cellar_client.messages import (
     ModelInfo,
     SessionInfo,
     Token,
-    call_metadata,
+    affinity_metadata,
     channel_options,
     import_request,
     mint_id,
@@ -44,10 +46,10 @@ class Client:
     client = Client("127.0.0.1:50051")
     client.predict("sentiment", "a gripping film from start to finish").label
 
-    servers: addresses, of which one is used until it does not answer; token: a bearer token, for servers that ask for
-    one; affinity: a key that goes along with all that concerns sessions, as `cellar-session`, so that a balancer can
-    lead it to one server (default: random, so a client's sessions are together); keepalive_s: a server that leaves a
-    ping unanswered for half of that is gone (0: no pings).
+    servers: addresses, of which one is used until it does not answer; token, tls, root_certificates, certificate, key,
+    server_name: see Credentials; affinity: a key that goes along with all that concerns sessions, as `cellar-session`,
+    so that a balancer can lead it to one server (default: random, so a client's sessions are together); keepalive_s: a
+    server that leaves a ping unanswered for half of that is gone (0: no pings).
     """
 
     def __init__(
@@ -55,20 +57,34 @@ class Client:
         servers: str | Sequence[str] = "127.0.0.1:50051",
         *,
         timeout: float = 30.0,
-        token: str = "",
+        token: BearerToken = "",
+        tls: bool = False,
+        root_certificates: Pem = None,
+        certificate: Pem = None,
+        key: Pem = None,
+        server_name: str = "",
         affinity: str = "",
         keepalive_s: float = 5.0,
     ) -> None:
+        self._credentials = Credentials(token, tls, root_certificates, certificate, key, server_name)
         self.timeout = timeout
         options = channel_options(keepalive_s)
-        self._links = Links(servers, lambda address: grpc.insecure_channel(address, options=options))
-        # calls that any server may answer, and those about sessions, which a balancer leads to one server
-        self._free_metadata = call_metadata(token)
-        self._metadata = call_metadata(token, affinity or mint_id())
+        self._affinity = affinity_metadata(affinity)
+        self._links = Links(servers, lambda address: self._credentials.connect(grpc, address, options))
         self._codecs: dict[tuple[str, int], Codec] = {}
         self._wire: Wire | None = None
         self._wire_link: Link | None = None
         self._lock = threading.Lock()
+
+    @property
+    def _free_metadata(self) -> tuple[tuple[str, str], ...]:
+        """Of a call that is made now and that any server may answer."""
+        return self._credentials.metadata()
+
+    @property
+    def _metadata(self) -> tuple[tuple[str, str], ...]:
+        """Of a call or stream about sessions that is made now, which a balancer leads to one server."""
+        return (*self._credentials.metadata(), *self._affinity)
 
     def __enter__(self) -> Client:
         return self
@@ -85,7 +101,7 @@ class Client:
 
     def _ask(self, service: str, method: str, request: Any, timeout_s: float | None = None) -> Any:
         """The answer to a call that may be made twice, of the first server that gives one."""
-        tries, patience = Tries(self._links), Patience(timeout_s or self.timeout)
+        tries, patience = Tries(self._links), Patience(timeout_s or self.timeout, len(self._links))
         while True:
             link = self._links.current
             try:
@@ -251,12 +267,15 @@ class Client:
         found = self._ask("sessions", "GetSession", sessions_pb2.GetSessionRequest(id=session_id))
         return Session(self, self._codec(found.model, found.version), found.id, found.position, keep=keep)
 
-    def sessions(self, model: str = "") -> list[SessionInfo]:
-        """All open sessions, of one model or of all."""
+    def sessions(self, model: str = "", *, all_callers: bool = False) -> list[SessionInfo]:
+        """All open sessions of this caller, or of all callers where it has the right to see them, of one model or of
+        all."""
         found: list[SessionInfo] = []
         token = ""
         while True:
-            request = sessions_pb2.ListSessionsRequest(model=model, page_size=1000, page_token=token)
+            request = sessions_pb2.ListSessionsRequest(
+                model=model, page_size=1000, page_token=token, all_callers=all_callers
+            )
             page = self._ask("sessions", "ListSessions", request)
             found += [session_info(session) for session in page.sessions]
             token = page.next_page_token
@@ -294,7 +313,7 @@ class Generation(GenerationBook, Iterator[Token]):
     """A running generation: iterate over its tokens. See GenerationBook for its attributes."""
 
     def __init__(self, client: Client, request: inference_pb2.GenerateRequest, timeout_s: float) -> None:
-        super().__init__(request, timeout_s)
+        super().__init__(request, timeout_s, len(client._links))
         self._client = client
         self._ready: list[Token] = []
         self._begin()
@@ -368,7 +387,7 @@ class Session(SessionBook):
 
     def _answer(self, chunk: Chunk, timeout_s: float) -> Emissions:
         """The answer to a chunk, however often the server went away meanwhile."""
-        patience = Patience(timeout_s)
+        patience = Patience(timeout_s, len(self._client._links))
         while self._replay.is_full:
             time.sleep(patience.pause_s(Unavailable("what was sent is not durable yet")))
             self._stored((self.info()).durable_position)

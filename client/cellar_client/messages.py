@@ -48,13 +48,12 @@ def channel_options(keepalive_s: float) -> list[tuple[str, int]]:
     return options
 
 
-def call_metadata(token: str, affinity: str = "") -> tuple[tuple[str, str], ...]:
-    """What the calls of a caller with a bearer token carry, and the key by which a balancer keeps its sessions on one
-    server. ValueError for a key that is no plain text."""
+def affinity_metadata(affinity: str) -> tuple[tuple[str, str], ...]:
+    """The key by which a balancer keeps a client's sessions on one server, for "" a random one. ValueError for a key
+    that is no plain text."""
     if not (affinity.isascii() and affinity.isprintable()):
         raise ValueError("an affinity is printable ASCII")
-    carried = (("authorization", f"Bearer {token}"),) if token else ()
-    return (*carried, (AFFINITY_KEY, affinity)) if affinity else carried
+    return ((AFFINITY_KEY, affinity or mint_id()),)
 
 
 @dataclass(frozen=True)
@@ -89,7 +88,8 @@ class ModelInfo:
 
 @dataclass(frozen=True)
 class SessionInfo:
-    """A session on the server; times in seconds, max_age_s 0 for none; position in the model's unit."""
+    """A session on the server; times in seconds, max_age_s 0 for none; position in the model's unit;
+    caller: whose it is, where the sessions of all callers were asked for."""
 
     id: str
     model: str
@@ -100,6 +100,7 @@ class SessionInfo:
     max_idle_s: float
     max_age_s: float
     durable_position: int
+    caller: str = ""
 
 
 @dataclass(frozen=True)
@@ -184,6 +185,7 @@ def session_info(message: sessions_pb2.Session) -> SessionInfo:
         message.max_idle_s,
         message.max_age_s,
         message.durable_position,
+        message.caller,
     )
 
 

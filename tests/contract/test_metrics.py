@@ -51,7 +51,7 @@ def value(samples: Samples, name: str, **labels: str) -> float:
 
 
 @pytest.fixture(scope="module")
-def seen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+def seen(tmp_path_factory: pytest.TempPathFactory, transport: str) -> Iterator[Running]:
     """A server that shows its metrics, with a broken model and a store."""
     folder = tmp_path_factory.mktemp("seen")
     zoo = folder / "zoo"
@@ -60,6 +60,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     running = Running(
         Config(
             listen="127.0.0.1:0",
+            transport=transport,
             models=zoo,
             metrics_listen=":0",
             store=f"sqlite:///{folder / 'sessions.db'}",
@@ -114,6 +115,26 @@ def test_a_scrape_counts_what_was_done(seen: Running, port: int) -> None:
     assert value(after, "cellar_model_healthy", model="broken", version="1") == 0
     assert value(after, "cellar_ready") == 1
     assert value(after, "process_resident_memory_bytes") > 1e6
+
+
+def test_rows_that_run_at_once_are_timed_and_counted(seen: Running, port: int, transport: str) -> None:
+    """One a message: the native transport's take the short way, and wait for nothing."""
+    ours = {"model": "counter", "version": "1"}
+    before = scrape(port)
+    with cellar_client.Client(seen.address) as client, client.stream("counter") as stream:
+        stream.open(1)
+        for _ in range(6):
+            stream.step(np.ones((1, 2), np.float32))
+        after = scrape(port)
+
+    def grown(name: str) -> float:
+        return value(after, name, **ours) - value(before, name, **ours)
+
+    assert grown("cellar_steps_total") == grown("cellar_runs_total") == 6
+    assert grown("cellar_run_rows_count") == grown("cellar_run_rows_sum") == 6
+    assert grown("cellar_run_seconds_count") == grown("cellar_queue_seconds_count") == 6
+    assert grown("cellar_run_seconds_sum") > 0
+    assert (grown("cellar_queue_seconds_sum") == 0) == (transport == "native")
 
 
 def test_buckets_rise_to_the_count(seen: Running, port: int) -> None:
@@ -188,8 +209,8 @@ def test_metrics_are_off_unless_asked_for(running: Running) -> None:
 
 @pytest.mark.parametrize("listen", ["9090", "127.0.0.1:http", "127.0.0.1:70000"])
 def test_an_address_that_is_none_is_refused(listen: str) -> None:
-    with pytest.raises(StartupError, match="not HOST:PORT"):
-        MetricsServer(listen, Nothing())
+    with pytest.raises(StartupError, match=r"metrics_listen.*not HOST:PORT"):
+        Config(metrics_listen=listen)
 
 
 def test_a_store_that_lags_is_seen(seen: Running, port: int) -> None:

@@ -43,11 +43,12 @@ def traceparent(*, is_sampled: bool = True) -> tuple[tuple[str, str]]:
 class Traced(Running):
     """A server that keeps its spans; of what is drawn every second one is sampled, the first one is."""
 
-    def __init__(self, zoo: Path) -> None:
+    def __init__(self, zoo: Path, transport: str) -> None:
         self.exporter = InMemorySpanExporter()
         draws = cycle([0.0, 0.9])
         self.traces = Traces(SimpleSpanProcessor(self.exporter), 0.5, draw=lambda: next(draws))
-        super().__init__(Config(listen="127.0.0.1:0", models=zoo, drain_s=2), traces=self.traces)
+        config = Config(listen="127.0.0.1:0", transport=transport, models=zoo, drain_s=2)
+        super().__init__(config, traces=self.traces)
 
     def spans(self, count: int) -> list[ReadableSpan]:
         """So many spans, by their begin; the last ones end a little after their answer."""
@@ -62,11 +63,11 @@ class Traced(Running):
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Traced]:
+def server(tmp_path_factory: pytest.TempPathFactory, transport: str) -> Iterator[Traced]:
     zoo = tmp_path_factory.mktemp("traced")
     write_counter(zoo)
     (zoo / "describe").symlink_to(ZOO / "describe")
-    made = Traced(zoo)
+    made = Traced(zoo, transport)
     yield made
     made.stop()
 
@@ -174,7 +175,7 @@ def test_a_refused_call_says_why(traced: Traced, stub: InferenceStub) -> None:
 
 def test_frames_of_a_stream_are_drawn_one_by_one(traced: Traced) -> None:
     with cellar_client.Client(traced.address) as client:
-        client._metadata += traceparent()
+        client._affinity += traceparent()
         client.model("counter")  # not a call about inference
         with client.stream("counter") as stream:
             stream.open(5)
@@ -197,7 +198,7 @@ def test_frames_of_a_stream_are_drawn_one_by_one(traced: Traced) -> None:
 
 def test_frames_of_a_stream_that_is_not_sampled_are_traces_of_their_own(traced: Traced) -> None:
     with cellar_client.Client(traced.address) as client:
-        client._metadata += traceparent(is_sampled=False)
+        client._affinity += traceparent(is_sampled=False)
         with client.stream("counter") as stream:
             stream.open(1)
             for _ in range(4):

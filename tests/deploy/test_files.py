@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import json
 import re
@@ -15,8 +16,10 @@ from typing import Any
 import kubernetes_validate
 import pytest
 import yaml
-from cellar_server.config import Config
+from cellar_client import credentials
+from cellar_server.config import Config, from_args
 from cellar_server.front.metrics import MODEL_METERS, SERVER_METERS
+from cellar_server.runtime.base import StartupError
 
 from benchmarks.serving import ROOT
 
@@ -162,11 +165,32 @@ def test_every_variable_is_an_option_of_the_server() -> None:
     said = set()
     for path in (DEPLOY / "Dockerfile", DEPLOY / "compose.yaml", KUBERNETES / "configuration.yaml"):
         said |= set(re.findall(r"\bCELLAR_[A-Z_]+", path.read_text()))
-    assert said <= options | AHEAD, said - options
+    assert said <= options, said - options
 
 
-# what a listener beyond the loopback is going to need
-AHEAD = {"CELLAR_INSECURE_LISTEN"}
+def image_environment() -> dict[str, str]:
+    (block,) = re.findall(r"^ENV ((?:.*\\\n)*.*)$", (DEPLOY / "Dockerfile").read_text(), re.MULTILINE)
+    return dict(re.findall(r"(CELLAR_\w+)=(\S+)", block))
+
+
+def test_the_image_alone_refuses_to_be_open_to_everybody() -> None:
+    image = image_environment()
+    assert image["CELLAR_LISTEN"] == "0.0.0.0:50051"
+    with pytest.raises(StartupError, match=r"beyond the loopback.*tls_cert and tls_key.*or set insecure_listen"):
+        from_args([], image)
+    asked = {"CELLAR_TLS_CERT": "/tls/tls.crt", "CELLAR_TLS_KEY": "/tls/tls.key", "CELLAR_TOKENS": "/tls/tokens"}
+    assert not from_args([], image | asked).insecure_listen
+    with pytest.raises(StartupError, match="everybody who reaches it could call"):
+        from_args([], image | {name: asked[name] for name in ("CELLAR_TLS_CERT", "CELLAR_TLS_KEY")})
+
+
+def test_compose_and_kubernetes_say_that_they_are_open() -> None:
+    (compose,) = documents(DEPLOY / "compose.yaml")
+    (configuration,) = documents(KUBERNETES / "configuration.yaml")
+    for said in (compose["services"]["cellar-1"]["environment"], configuration["data"]):
+        config = from_args([], image_environment() | said)
+        assert config.insecure_listen
+        assert config.is_storing
 
 
 def seconds(text: str) -> float:
@@ -278,6 +302,9 @@ def test_links_lead_to_files(name: str) -> None:
 @pytest.mark.parametrize("name", ["operations.md", "deploy.md"])
 def test_flags_are_options_of_the_server_or_the_client(name: str) -> None:
     text = (ROOT / "docs" / name).read_text()
-    options = {each.name for each in dataclasses.fields(Config)} | {name[7:].lower() for name in AHEAD}
+    options = {each.name for each in dataclasses.fields(Config)}
+    known = argparse.ArgumentParser()
+    credentials.add_arguments(known)
+    options |= set(vars(known.parse_args([])))
     for flag in re.findall(r"`--([a-z-]+)", text):
         assert flag.replace("-", "_") in options | {"once", "interval", "server", "build_arg"}, flag

@@ -27,6 +27,7 @@ from cellar_proto.v1.tensor_pb2 import Tensor
 from cellar_server.engine import Engine
 from cellar_server.errors import CellarError
 from cellar_server.front.asking import earlier, generate, predict, step
+from cellar_server.front.callers import Caller
 from cellar_server.front.messages import row_errors, tensor
 from cellar_server.front.registry import Registry
 from cellar_server.front.status import abort
@@ -53,6 +54,7 @@ class Inference(inference_pb2_grpc.InferenceServicer):
 
     async def Predict(self, request: PredictRequest, context: grpc.aio.ServicerContext) -> PredictResponse:
         try:
+            self.registry.callers.of(context).must_call(request.model)
             engine = self.registry.find(request.model, request.version)
             lengths = list(request.lengths)
             shape = list(request.inputs.shape)
@@ -92,8 +94,10 @@ class Inference(inference_pb2_grpc.InferenceServicer):
 
     async def Step(self, request: StepRequest, context: grpc.aio.ServicerContext) -> StepResponse:
         try:
-            id = self.registry.callers.id_of(context, request.session_id)
+            caller = self.registry.callers.of(context)
+            id = caller.id_of(request.session_id)
             engine = await self.registry.holding.engine_of(id)
+            caller.must_call(engine.name)
             inputs = request.inputs
             length = request.length or _length(engine, inputs)
             deadline_s = _deadline(context, request.timeout_ms)
@@ -124,8 +128,10 @@ class Inference(inference_pb2_grpc.InferenceServicer):
         self, request: GenerateRequest, context: grpc.aio.ServicerContext
     ) -> AsyncIterator[GenerateResponse]:
         try:
-            session_id = request.session_id and self.registry.callers.id_of(context, request.session_id)
-            engine = await self._generator(request, session_id)
+            caller = self.registry.callers.of(context)
+            session_id = request.session_id and caller.id_of(request.session_id)
+            engine = await self._generator(request, session_id, caller)
+            caller.must_call(engine.name)
             if not engine.manifest.HasField("generation"):
                 raise CellarError(Reason.UNSUPPORTED, f"model {request.model!r} does not generate")
             options = Options.from_proto(request.sampling, engine.manifest.generation, lambda: secrets.randbits(64))
@@ -152,20 +158,27 @@ class Inference(inference_pb2_grpc.InferenceServicer):
         except CellarError as error:
             await abort(context, error)
 
-    async def _generator(self, request: GenerateRequest, session_id: str) -> Engine:
+    async def _generator(self, request: GenerateRequest, session_id: str, caller: Caller) -> Engine:
         """The engine of a generation: that of its session, or of the model for a new one."""
         holding = self.registry.holding
         if not session_id:
+            caller.must_call(request.model)
             return self.registry.find(request.model, request.version)
         errors = await (holding.take_up if request.position else holding.reserve)([session_id])
         if session_id in errors:
             raise errors[session_id]
         if holding.directory.has(session_id):
             return holding.directory.engine_of(session_id)
+        caller.must_call(request.model)
         return self.registry.find_for_new(request.model, request.version)
 
     async def Stream(self, requests: AsyncIterator[StreamRequest], context: grpc.aio.ServicerContext) -> None:
-        await StreamSession(context, self.registry, self._lanes).run()
+        try:
+            stream = StreamSession(context, self.registry, self._lanes)
+        except CellarError as error:
+            await abort(context, error)
+        with self.registry.streams.hold(stream):
+            await stream.run()
 
 
 def _length(engine: Engine, inputs: Tensor) -> int:

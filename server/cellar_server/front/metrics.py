@@ -235,14 +235,12 @@ class _Http6(_Http):
 
 
 class MetricsServer:
-    """Answers GET /metrics at HOST:PORT, from its making to `close`. `port` is the one that was taken for 0.
-    StartupError where it cannot listen."""
+    """Answers GET /metrics at HOST:PORT, which Config has checked to be one, from its making to `close`. `port` is the
+    one that was taken for 0. StartupError where it cannot listen."""
 
     def __init__(self, listen: str, collector: Collector) -> None:
-        host, colon, port = listen.rpartition(":")
+        host, _, port = listen.rpartition(":")
         host = host.strip("[]") or "127.0.0.1"
-        if not colon or not port.isdecimal() or int(port) > 65535:
-            raise StartupError(f"metrics_listen: {listen!r} is not HOST:PORT")
         registry = CollectorRegistry()
         registry.register(collector)
         ProcessCollector(registry=registry)

@@ -26,7 +26,7 @@ from cellar_server.errors import CellarError
 from cellar_server.front.asking import ask
 from cellar_server.front.messages import answer_message, row_errors
 from cellar_server.front.registry import Registry
-from cellar_server.front.status import unforeseen
+from cellar_server.front.status import abort, unforeseen
 from cellar_server.sessions.directory import mint, scoped, shown
 from cellar_server.sessions.messages import AnswerReply, FrameReply, FrameRequest, StreamClosed
 from cellar_server.sessions.table import engine_of
@@ -51,7 +51,8 @@ class StreamSession:
         self._has_lane = False
         self.registry = registry
         self.number = next(_numbers) % 0xFFFFFFFE + 1
-        self.scope = registry.callers.scope(context)
+        self.caller = registry.callers.of(context)
+        self.scope = self.caller.scope
         self._engines: dict[int, Engine] = {}  # whose handles were issued here, by their number
         # rows left of each unanswered frame, by its id; and how many messages those were, where callers repeat ids
         self._frames: dict[int, tuple[int, int]] = {}
@@ -59,6 +60,7 @@ class StreamSession:
         self._writer_waits: asyncio.Future[None] | None = None  # for something to write, or the end
         self._reader_waits: asyncio.Future[None] | None = None  # until something was answered and written
         self._is_half_closed = False
+        self._end: CellarError | None = None  # with which the call fails once all is answered
         self._trace = registry.traces.stream(context) if registry.traces is not None else None
 
     async def run(self) -> None:
@@ -83,6 +85,19 @@ class StreamSession:
             for engine in self._engines.values():
                 engine.post(StreamClosed(self.number, is_cancelled))
 
+    def end(self, error: CellarError) -> None:
+        """See OpenStream."""
+        self._end = self._end or error
+        _wake(self._writer_waits)
+
+    def check(self) -> None:
+        """See OpenStream."""
+        self.caller = self.registry.callers.of(self.context, has_begun=True)
+        if self.caller.scope != self.scope:
+            raise CellarError(Reason.UNAUTHENTICATED, "the stream's credentials are another caller's now")
+        for engine in self._engines.values():
+            self.caller.must_call(engine.name)
+
     async def _read(self) -> None:
         limit = self.registry.config.max_frames_in_flight
         while True:
@@ -92,6 +107,8 @@ class StreamSession:
             request: StreamRequest = await self.context.read()
             if request is grpc.aio.EOF:
                 return
+            if self._end is not None:
+                continue  # the caller sends it again elsewhere
             kind = request.WhichOneof("kind")
             if kind == "frame":
                 self._post(request.frame)
@@ -141,6 +158,7 @@ class StreamSession:
     async def _open(self, message: OpenSessions) -> None:
         registry = self.registry
         try:
+            self.caller.must_call(message.model)
             find = registry.find if message.resume else registry.find_for_new
             engine = find(message.model, message.version)
             options = message.options
@@ -171,8 +189,10 @@ class StreamSession:
             if errors:
                 rest = iter(opened)
                 opened = [errors[id] if id in errors else next(rest) for id in ids]
+            self.caller.must_call(engine.name)  # the right may have been taken away meanwhile
         except CellarError as error:
-            self._fail(message.frame_id, error)
+            if not self._tell_ends(message, error):
+                self._fail(message.frame_id, error)
             return
         self._engines[engine.number] = engine
         self._open_lane(engine)
@@ -199,6 +219,24 @@ class StreamSession:
         """So many messages are answered or dealt with: rows that go by themselves wait for that."""
         if self._has_lane:
             self.context.settle(count)  # type: ignore[attr-defined]
+
+    def _tell_ends(self, message: OpenSessions, error: CellarError) -> bool:
+        """Whether sessions that were to be taken up have ended with their model: then each is told why it did."""
+        if not message.resume or error.reason != Reason.MODEL_NOT_FOUND:
+            return False
+        errors = dict(enumerate([error] * len(message.ids)))
+        for i, id in enumerate(message.ids):
+            try:
+                self.registry.directory.engine_of(scoped(self.scope, id))
+            except CellarError as end:
+                errors[i] = error if end.reason == Reason.SESSION_NOT_FOUND else end
+        if all(each is error for each in errors.values()):
+            return False
+        nothing = [0] * len(message.ids)
+        reply = OpenedSessions(frame_id=message.frame_id, ids=message.ids, handles=nothing, positions=nothing)
+        reply.errors.extend(row_errors(list(errors.items())))
+        self._put(StreamResponse(opened=reply))
+        return True
 
     async def _close(self, message: CloseSessions) -> None:
         handles = list(message.handles)
@@ -262,6 +300,8 @@ class StreamSession:
         try:
             while True:
                 if not outbox:
+                    if self._end is not None and not self._frames:
+                        await abort(self.context, self._end)  # the pending read ends with the call
                     if self._is_half_closed and not self._frames:
                         return
                     self._writer_waits = asyncio.get_running_loop().create_future()
@@ -278,7 +318,7 @@ class StreamSession:
             raise
         except Exception:
             # the caller is gone in the middle of a write; its read ends the stream
-            if not self.context.cancelled():
+            if self._end is None and not self.context.cancelled():
                 unforeseen("writing to a stream failed", self.context)
 
 

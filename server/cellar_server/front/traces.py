@@ -170,7 +170,7 @@ class StreamTrace:
         self._frames[frame_id] = span, timing
         return timing
 
-    def write(self, response: StreamResponse, unanswered: Mapping[int, int]) -> None:
+    def write(self, response: StreamResponse, unanswered: Mapping[int, Any]) -> None:
         """A message was written: frames that have nothing unanswered are over."""
         if not self._frames:
             return
