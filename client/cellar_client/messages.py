@@ -23,6 +23,8 @@ DTYPES = {
     DataType.INT16: np.dtype("<i2"),
     DataType.UINT8: np.dtype("u1"),
 }
+# Metadata of calls and streams about sessions: what a balancer may choose the server by.
+AFFINITY_KEY = "cellar-session"
 # Left free in a message for everything but its values.
 MARGIN_BYTES = 64 << 10
 
@@ -44,6 +46,14 @@ def channel_options(keepalive_s: float) -> list[tuple[str, int]]:
             ("grpc.http2.max_pings_without_data", 0),
         ]
     return options
+
+
+def affinity_metadata(affinity: str) -> tuple[tuple[str, str], ...]:
+    """The key by which a balancer keeps a client's sessions on one server, for "" a random one. ValueError for a key
+    that is no plain text."""
+    if not (affinity.isascii() and affinity.isprintable()):
+        raise ValueError("an affinity is printable ASCII")
+    return ((AFFINITY_KEY, affinity or mint_id()),)
 
 
 @dataclass(frozen=True)

@@ -103,6 +103,7 @@ class Express:
         ended = core.clock()
         self.runs.count(n, q, ended - begun)
         core.counts.queue_rows += n
+        core.counts.queue.add(0.0, n)  # they waited for nothing
         table.state[place] = following
         position = start + q
         table.position[place] = table.accepted[place] = position

@@ -85,6 +85,7 @@ class Frames:
         try:
             chunks = Chunks(request, self.core.work.capacity)
         except CellarError as error:
+            self.core.counts.refuse(error.reason)
             self.core.replies.append(FrameReply(request.to, request.frame_id, error))
             return None
         try:
@@ -169,6 +170,8 @@ class Frames:
             if live:
                 chunks.request.live = live
                 self._requests[place] = chunks.request
+                if chunks.request.timing is not None:
+                    self.core.time(Kind.CHUNK, place, chunks.request.timing)
         slots = slot[left]
         work.kind[taken] = Kind.CHUNK
         work.slot[taken] = slots
@@ -379,6 +382,8 @@ class Frames:
             request.live -= ended
             if not request.live:
                 del requests[number]
+                if request.timing is not None:
+                    self.core.timings.pop((Kind.CHUNK, number), None)
         self.core.work.give_back(rows)
 
     def _refuse_rows(self, columns: Columns, errors: dict[int, CellarError]) -> None:

@@ -12,6 +12,7 @@ from cellar_proto.v1.sampling_pb2 import FinishReason
 
 from cellar_server.errors import CellarError
 from cellar_server.sampling.sampler import Options
+from cellar_server.sessions.timing import Timing
 
 # Whom handles are issued to for chunks that come by session id: no stream has this number.
 UNARY_STREAM = 0xFFFFFFFF
@@ -28,6 +29,7 @@ class FrameRequest:
     columns: Any = None  # its rows as Columns, where the receiver read it ahead
     live: int = 0  # its rows that wait or run; the engine's own count
     deadline: np.ndarray | None = None  # of its rows [n] on the engine's clock, beside their timeouts
+    timing: Timing | None = None  # here and below: filled where somebody traces the request
 
     def asker(self, row: int) -> tuple[Any, int]:
         """Who asked for a row, and the id of the frame in which."""
@@ -64,6 +66,7 @@ class Rows:
     ids: list[str] | None = None
     deadline: np.ndarray | None = None
     live: int = 0  # as in FrameRequest
+    timing: Timing | None = None  # rows that came one a message are not traced
 
     def asker(self, row: int) -> tuple[Any, int]:
         """Who asked for a row, and the id of the frame in which."""
@@ -101,6 +104,7 @@ class StepRequest:
     ends: bool = False
     deadline_s: float = 0.0
     is_bulk: bool = False
+    timing: Timing | None = None
 
 
 @dataclass(slots=True)
@@ -119,6 +123,7 @@ class PredictRequest:
     all_emissions: bool
     deadline_s: float = 0.0
     is_bulk: bool = False
+    timing: Timing | None = None
 
 
 @dataclass(slots=True)
@@ -138,6 +143,7 @@ class GenerateRequest:
     position: int = 0
     deadline_s: float = 0.0
     credits: int = 32
+    timing: Timing | None = None
 
 
 @dataclass(slots=True)

@@ -85,6 +85,7 @@ class Outbox:
             for i, w in enumerate(rows.tolist()):
                 for request, row in self.take_askers(w):
                     self.core.counts.chunks_replayed += 1
+                    self.core.counts.chunks_joined += 1
                     self.repeat(request, row, starts[i], position[i], outputs[at[i] : at[i + 1]])
 
     def _answer_shared(
@@ -122,6 +123,8 @@ class Outbox:
     def refuse(self, request: FrameRequest | Rows, rows: list[int], errors: list[CellarError]) -> None:
         """Answers of errors only: the given rows of one frame in one, rows that came one a message each in its own."""
         table = self.core.table
+        for error in errors:
+            self.core.counts.refuse(error.reason)
         handles, streams, starts = zip(*(request.chunk(row) for row in rows), strict=True)
         slots, valid = table.resolve(np.array(handles, np.uint64), np.array(streams, np.int64))
         positions = np.where(valid, table.position[slots], 0).tolist()

@@ -50,6 +50,7 @@ class Predicts:
                 raise CellarError(Reason.TOO_LARGE, f"a call holds at most {work.capacity} sequences")
             core.check_room(len(request.lengths), len(request.data))
         except CellarError as error:
+            core.counts.refuse(error.reason)
             core.replies.append(PredictReply(request.to, [], None, error=error))
             return
         n = len(request.lengths)
@@ -76,6 +77,7 @@ class Predicts:
             return
         self._number += 1
         self._calls[self._number] = call
+        core.time(Kind.SEQUENCE, self._number, request.timing)
         rows = call.rows = work.take(len(good))
         work.kind[rows] = Kind.SEQUENCE
         work.arrived[rows] = core.clock()
@@ -145,11 +147,14 @@ class Predicts:
             call.live -= count
             if not call.live:
                 del self._calls[number]
+                self.core.timings.pop((Kind.SEQUENCE, number), None)
                 self._answer(call)
         self.core.work.give_back(rows)
 
     def _answer(self, call: _Predict) -> None:
         pieces = [piece for piece in call.pieces if piece is not None]
+        for _, error in call.errors:
+            self.core.counts.refuse(error.reason)
         self.core.replies.append(
             PredictReply(
                 call.request.to,

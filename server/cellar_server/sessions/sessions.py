@@ -178,6 +178,7 @@ class Sessions(Verbs):
             try:
                 slot, is_new = self._slot_for(request)
             except CellarError as error:
+                self.core.counts.refuse(error.reason)
                 self.core.replies.append(FrameReply(request.to, 0, error))
                 continue
             if slot in frames:
@@ -193,7 +194,7 @@ class Sessions(Verbs):
                 timeouts_ms=[max(1, int(1000 * (request.deadline_s - now)))] if request.deadline_s else None,
                 priorities=[Priority.BULK] if request.is_bulk else None,
             )
-            frames[slot] = FrameRequest(request.to, UNARY_STREAM, frame, 0)
+            frames[slot] = FrameRequest(request.to, UNARY_STREAM, frame, 0, timing=request.timing)
             if is_new:
                 opened.append((request, slot))
         admit()
@@ -218,8 +219,10 @@ class Sessions(Verbs):
         try:
             return CallReply(request.to, request.function(self))
         except CellarError as error:
+            self.core.counts.refuse(error.reason)
             return CallReply(request.to, error=error)
         except Exception:
+            self.core.counts.refuse(Reason.INTERNAL)
             return CallReply(request.to, error=self.runs.fault("a call on the sessions failed", Reason.INTERNAL))
 
     def _admit_generations(self, requests: list[GenerateRequest], now: float) -> None:
