@@ -28,6 +28,8 @@ _PLAIN = {"hidden_size", "direction", "activations", "linear_before_reset", "inp
 # the largest one's room.
 MARGIN = 1.25
 LEAST = 0.1
+# Numbers in a table from which on it is kept in 8 bits.
+TABLE_SIZE = 1 << 16
 
 
 class QuantizeError(ValueError):
@@ -43,7 +45,8 @@ class Quantized:
 
 
 def quantize(model: onnx.ModelProto, feeds: Mapping[str, np.ndarray]) -> Quantized:
-    """The graph with every recurrent layer in int8 and the rest as it was; QuantizeError where there is none.
+    """The graph with every recurrent layer and large embedding in int8 and the rest as it was; QuantizeError where
+    there is no such layer.
 
     model: forward RNN, LSTM or GRU nodes with weights in the graph; feeds: inputs as they come, from which the bounds
     are found. Weights take a scale for each output of a gate.
@@ -56,7 +59,11 @@ def quantize(model: onnx.ModelProto, feeds: Mapping[str, np.ndarray]) -> Quantiz
     nodes: list[onnx.NodeProto] = []
     initializers = {each.name: each for each in model.graph.initializer}
     for node, weights in found:
-        if weights is None:
+        if weights is None and _is_row_gather(node) and _is_table(initializers.get(node.input[0])):
+            made, constants = _looked_up(node, numpy_helper.to_array(initializers[node.input[0]]), len(nodes))
+            nodes += made
+            initializers |= {each.name: each for each in constants}
+        elif weights is None:
             nodes.append(node)
         else:
             largest_h = float(bounds[node.output[0]].max()) if node.output[0] else 1.0
@@ -75,6 +82,38 @@ def quantize(model: onnx.ModelProto, feeds: Mapping[str, np.ndarray]) -> Quantiz
     made = helper.make_model(graph, opset_imports=opsets, ir_version=model.ir_version)
     onnx.checker.check_model(made)
     return Quantized(made, {node.name or node.output[0]: bounds[node.input[0]] for node in layers})
+
+
+def _is_row_gather(node: onnx.NodeProto) -> bool:
+    return node.op_type == "Gather" and not any(each.name == "axis" and each.i for each in node.attribute)
+
+
+def _is_table(tensor: onnx.TensorProto | None) -> bool:
+    """A large table of vectors, which takes a quarter of its room in 8 bits."""
+    return (
+        tensor is not None
+        and tensor.data_type == TensorProto.FLOAT
+        and len(tensor.dims) == 2
+        and tensor.dims[0] * tensor.dims[1] >= TABLE_SIZE
+    )
+
+
+def _looked_up(
+    node: onnx.NodeProto, table: np.ndarray, number: int
+) -> tuple[list[onnx.NodeProto], list[onnx.TensorProto]]:
+    """A look-up in a table of 8-bit whole numbers, a scale a feature, in place of one in `table` [n, features]."""
+    p = f"int8.{number}."
+    scale = np.maximum(np.abs(table).max(axis=0), 1e-12) / MAX_ACTIVATION
+    constants = [
+        numpy_helper.from_array(np.rint(table / scale).astype(np.int8), p + "table"),
+        numpy_helper.from_array(scale.astype(np.float32), p + "table_scale"),
+    ]
+    made = [
+        helper.make_node("Gather", [p + "table", node.input[1]], [p + "found"], axis=0),
+        helper.make_node("Cast", [p + "found"], [p + "as_float"], to=TensorProto.FLOAT),
+        helper.make_node("Mul", [p + "as_float", p + "table_scale"], list(node.output)),
+    ]
+    return made, constants
 
 
 def _weights(graph: onnx.GraphProto, node: onnx.NodeProto) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:

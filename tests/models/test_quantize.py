@@ -10,7 +10,8 @@ import pytest
 torch = pytest.importorskip("torch", reason="the models extra is not installed")
 
 import onnx  # noqa: E402
-from cellar_models import oracle, variants  # noqa: E402
+from cellar_models import oracle, sentiment, variants  # noqa: E402
+from cellar_models import quantize as quantize_module  # noqa: E402
 from cellar_models.export import export  # noqa: E402
 from cellar_models.network import Network  # noqa: E402
 from cellar_models.quantize import QuantizeError, quantize  # noqa: E402
@@ -125,6 +126,18 @@ def test_what_is_far_from_float32_is_not_added(monkeypatch: pytest.MonkeyPatch, 
         add_int8(network, folder)
     assert not (folder / INT8_FILE).exists()
     assert (folder / "manifest.json").read_text() == before
+
+
+def test_a_large_embedding_is_kept_in_eight_bits(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    words = ["[UNK]", *(f"w{i}" for i in range(99))]
+    network = sentiment.Sentiment(words, 8, 6)
+    folder = export(network, tmp_path)
+    monkeypatch.setattr(quantize_module, "TABLE_SIZE", 800)
+    add_int8(network, folder)
+    tables = [each for each in onnx.load(folder / INT8_FILE).graph.initializer if list(each.dims) == [100, 8]]
+    assert [each.data_type for each in tables] == [onnx.TensorProto.INT8]
+    assert 0 < measure(network, folder).whole < 0.1
 
 
 def test_a_graph_without_recurrent_layers_is_refused() -> None:
