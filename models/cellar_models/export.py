@@ -101,9 +101,14 @@ def write_manifest(network: Network, version: int, report: Report, folder: Path)
     for path in sorted(folder.iterdir()):
         if path.is_file() and path.name not in ("manifest.json", "CARD.md"):
             manifest.sha256[path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
+    save_manifest(manifest, folder)
+    return manifest
+
+
+def save_manifest(manifest: Manifest, folder: Path) -> None:
+    """manifest.json, as people read it."""
     text = json_format.MessageToJson(manifest, preserving_proto_field_name=True, indent=1)
     (folder / "manifest.json").write_text(text + "\n")
-    return manifest
 
 
 def export(network: Network, zoo: Path, *, version: int = 1, card: str = "", samples: object = None) -> Path:

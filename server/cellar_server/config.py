@@ -41,6 +41,11 @@ class Config:
     )
     models: Path = _option(ZOO, "folder of models, <name>/<version>/manifest.json")
     provider: str = _option("cpu", "ONNX Runtime's execution provider", ("cpu", "cuda"))
+    precision: str = _option(
+        "float32",
+        "precision of the models that have it (their manifests say so); the others are served in float32",
+        ("float32", "int8"),
+    )
     intra_op: int = _option(1, "threads of one run")
     spin: bool = _option(False, "let idle run threads spin: faster alone, slower beside others")
     max_sessions: int = _option(131_072, "open sessions of one model")

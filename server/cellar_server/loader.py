@@ -51,7 +51,13 @@ class Loader:
         registry, config, key = self.registry, self.registry.config, (entry.name, entry.version)
         begun = time.perf_counter()
         try:
-            model = zoo.load(entry, provider=config.provider, intra_op=config.intra_op, spin=config.spin)
+            model = zoo.load(
+                entry,
+                provider=config.provider,
+                precision=config.precision,
+                intra_op=config.intra_op,
+                spin=config.spin,
+            )
         except CellarError as error:
             registry.broken[key] = error
             log.error("model %s/%d is broken and not served: %s", *key, error.message, extra=_about(key))
@@ -63,15 +69,18 @@ class Loader:
         registry.broken.pop(key, None)
         registry.engines[key] = engine
         log.info(
-            "model %s/%d: %s, %s, state %d, %s, loaded in %.0f ms",
+            "model %s/%d: %s, %s, state %d, %s, %s, loaded in %.0f ms",
             *key,
             Mode.Name(model.manifest.mode).lower().replace("_", "-"),
             model.manifest.architecture,
             model.manifest.state_size,
+            model.manifest.precision,
             config.provider,
             1000 * (time.perf_counter() - begun),
             extra=_about(key),
         )
+        if model.manifest.precision != config.precision:
+            log.info("model %s/%d: the server's precision is %s", *key, config.precision)
         if engine.num_restored:
             log.info("model %s/%d: %d sessions taken up from the store", *key, engine.num_restored, extra=_about(key))
         return engine

@@ -55,10 +55,16 @@ def find(folder: Path) -> list[Entry]:
     return sorted(entries, key=lambda entry: (entry.name, entry.version))
 
 
-def load(entry: Entry, *, provider: str = "cpu", intra_op: int = 1, spin: bool = False) -> Model:
-    """Opens one entry; CellarError MODEL_BROKEN with what is wrong with it."""
+def load(
+    entry: Entry, *, provider: str = "cpu", precision: str = "float32", intra_op: int = 1, spin: bool = False
+) -> Model:
+    """Opens one entry; CellarError MODEL_BROKEN with what is wrong with it.
+
+    precision: served where the folder holds it and its manifest names no other; else float32. A device serves float32.
+    """
     try:
         manifest = _manifest(entry)
+        manifest = serve_in(manifest, manifest.precision or precision if provider == "cpu" else "float32")
         _check_parts(manifest)
         runtime = OnnxRuntime(manifest, entry.folder, provider=provider, intra_op=intra_op, spin=spin)
         _try_out(manifest, runtime)
@@ -82,9 +88,15 @@ def _manifest(entry: Entry) -> Manifest:
         raise ValueError(f"the manifest is of {manifest.name}/{manifest.version}")
     if manifest.input.dtype not in DTYPES or manifest.mode == Mode.MODE_UNSPECIFIED or not manifest.state_size:
         raise ValueError("the manifest lacks mode, input.dtype or state_size")
+    precisions = [variant.precision for variant in manifest.variants]
+    if manifest.precision not in ("", "float32", *precisions) or not all(
+        variant.step_file for variant in manifest.variants
+    ):
+        raise ValueError(f"the manifest has {precisions} beside float32 and is to be served in {manifest.precision!r}")
     named = [
         manifest.step.file,
         manifest.prime.graph.file,
+        *(variant.step_file for variant in manifest.variants),
         manifest.start_file,
         manifest.text.tokenizer_file,
         manifest.generation.vocabulary_file,
@@ -103,6 +115,28 @@ def _manifest(entry: Entry) -> Manifest:
         if hashlib.sha256(file.read_bytes()).hexdigest() != sha256:
             raise ValueError(f"{name} is not the file that the manifest describes (sha256)")
     return manifest
+
+
+def serve_in(manifest: Manifest, precision: str) -> Manifest:
+    """The manifest of what is served: the graphs of one precision as if there were no other; float32 where the model
+    has it in no such precision.
+
+    The files of the others are left out of `sha256`, so a state fits the precision that computed it and no other, and a
+    model's float32 states fit it also after int8 was added to its folder.
+    """
+    served = Manifest()
+    served.CopyFrom(manifest)
+    served.precision = "float32"
+    del served.variants[:]
+    for variant in manifest.variants:
+        if variant.precision == precision:
+            served.precision = precision
+            del served.sha256[served.step.file]
+            served.step.file = variant.step_file
+            served.parity.CopyFrom(variant.parity)
+        elif variant.step_file != served.step.file:
+            served.sha256.pop(variant.step_file, None)
+    return served
 
 
 def _check_parts(manifest: Manifest) -> None:
