@@ -115,8 +115,7 @@ def export(
 
     ExportError, with a named reason in plain words, and nothing written, where the network cannot be served so.
     """
-    if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", name) or version < 0:
-        raise ExportError(Why.NAME, f"{name!r}, version {version}: {Why.NAME.value}")
+    check_name(name, version)
     models = Path(folder)
     subject = Subject.of(module, example, state, output)
     stepper = study(subject, cells=tuple(cells), whole_only=whole_only, tolerance=max(tolerance, _STRUCTURE))
@@ -126,7 +125,7 @@ def export(
         tolerance = min(max(TOLERANCE, 8 * noise), _STRUCTURE)
         if tolerance > TOLERANCE:
             subject.notes.append(f"rounding in float32 alone moves its outputs by {noise:.1e} of the largest")
-    version = version or _next_version(models / name)
+    version = version or next_version(models / name)
     target = models / name / str(version)
     with tempfile.TemporaryDirectory() as made:
         entry = Path(made) / "entry"
@@ -154,7 +153,14 @@ def export(
     return found
 
 
-def _next_version(folder: Path) -> int:
+def check_name(name: str, version: int) -> None:
+    """ExportError NAME."""
+    if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", name) or version < 0:
+        raise ExportError(Why.NAME, f"{name!r}, version {version}: {Why.NAME.value}")
+
+
+def next_version(folder: Path) -> int:
+    """The number after the last of a model's versions."""
     taken = [int(path.name) for path in folder.glob("*") if path.name.isdecimal()]
     return max(taken, default=0) + 1
 

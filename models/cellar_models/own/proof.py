@@ -84,9 +84,11 @@ def compare(
     expected: np.ndarray | None = None,
     *,
     is_whole_only: bool = False,
+    source: str = "the network in PyTorch",
 ) -> Report:
     """Runs x [256, 16, ...] from start rows [256, S] at 1, 2, 7, 64 and 256 rows, whole and cut; VerifyError where
-    outputs differ by more than `tolerance` of the largest one, from each other or from what is expected."""
+    outputs differ by more than `tolerance` of the largest one, from each other or from what is expected of the first
+    rows."""
     report = Report()
     rng = np.random.default_rng(0)
     whole, whole_state = step.run(x, start)
@@ -102,7 +104,7 @@ def compare(
             raise VerifyError(f"{form}: outputs differ by {difference:.2e} of the largest (bound {tolerance:g})")
 
     if expected is not None:
-        note("the network in PyTorch", whole, expected)
+        note(source, whole[: len(expected)], expected)
     differing_rows, differing_steps = {0}, {0}
     for rows in ROWS:
         y, state = step.run(x[:rows], start[:rows])

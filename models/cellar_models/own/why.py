@@ -31,6 +31,9 @@ class Why(Enum):
     STATE = "its state is not a tensor, or tensors, of floating-point numbers with a row for each sequence"
     EXPORTER = "PyTorch's ONNX exporter cannot write it"
     PARITY = "step by step it gives other outputs than for the whole sequence"
+    PAIRS = "which output is the next value of which state input is not said"
+    AXES = "which axes are batch and time is not said"
+    FIXED = "a size inside of the graph is fixed, or it is not the same function of every row and step"
     LABELS = "the labels do not fit the output"
     TOKENIZER = "the tokenizer does not fit the network, or text that arrives word by word"
 
