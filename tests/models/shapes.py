@@ -553,6 +553,111 @@ class PerSecond(nn.Module):
         return self.head(self.gru(x.unsqueeze(-1))[0]).squeeze(-1)
 
 
+class TimeFirstLast(nn.Module):
+    """Time first, many-to-one by the last hidden states of both layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(4, 6, num_layers=2)
+        self.head = nn.Linear(12, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        _, (h, _) = self.lstm(x)
+        return self.head(torch.cat((h[-2], h[-1]), dim=1))
+
+
+def weight_normed() -> nn.Module:
+    """Weights that are computed, as a training leaves them: parts of a graph, which do not copy as they are."""
+    network = LastStep()
+    nn.utils.parametrizations.weight_norm(network.lstm, "weight_hh_l0")
+    network(floats()).sum().backward()
+    return network
+
+
+class CausalNetwork(nn.Module):
+    """No recurrent layer: a causal convolution alone keeps something."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pad = nn.ConstantPad1d((2, 0), 0.0)
+        self.conv = nn.Conv1d(4, 6, 3)
+        self.head = nn.Conv1d(6, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.relu(self.conv(self.pad(x.transpose(1, 2))))).transpose(1, 2)
+
+
+class OneStep(nn.Module):
+    """A network of one step: x [batch, 4], h, c -> y, h, c."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell = nn.LSTMCell(4, 6)
+        self.head = nn.Linear(6, 2)
+
+    def forward(self, x: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        h, c = self.cell(x, (h, c))
+        return self.head(h), h, c
+
+
+def stepped(network: nn.Module, x: Tensor) -> Tensor:
+    h = c = torch.zeros(len(x), 6)
+    outputs = []
+    for t in range(x.shape[1]):
+        y, h, c = network(x[:, t], h, c)
+        outputs.append(y)
+    return torch.stack(outputs, 1)
+
+
+class AttentionPooling(nn.Module):
+    """The usual additive attention in front of a classifier."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(4, 6, batch_first=True)
+        self.score = nn.Linear(6, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out, _ = self.lstm(x)
+        return (torch.softmax(self.score(out), dim=1) * out).sum(1)
+
+
+class Differences(nn.Module):
+    """The input less the one before it, by slices."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(4, 6, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.lstm(x - functional.pad(x, (0, 0, 1, 0))[:, :-1])[0]
+
+
+class Positions(nn.Module):
+    """An embedding of the step's number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(4, 6, batch_first=True)
+        self.positions = nn.Embedding(100, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.lstm(x + self.positions(torch.arange(x.size(1))))[0]
+
+
+class PerChannel(nn.Module):
+    """One LSTM over each channel by itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(1, 6, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows, steps, channels = x.shape
+        out, _ = self.lstm(x.transpose(1, 2).reshape(rows * channels, steps, 1))
+        return out.reshape(rows, channels, steps, 6).transpose(1, 2).reshape(rows, steps, -1)
+
+
 def floats() -> Tensor:
     return torch.randn(2, 6, 4, generator=torch.Generator().manual_seed(1))
 
@@ -606,8 +711,21 @@ SHAPES: dict[str, Shape] = {
     "dictionary": (Dictionary, floats, {"output": "logits"}, "FOLDED"),
     "pcm": (Pcm, lambda: torch.zeros(2, 6, 16, dtype=torch.int16), {}, "FOLDED"),
     "per-second": (PerSecond, lambda: floats()[:, :, 0], {}, "FOLDED"),
+    "time-first-last": (TimeFirstLast, lambda: floats().transpose(0, 1), {}, "FOLDED"),
+    "weight-normed": (weight_normed, floats, {}, "FOLDED"),
+    "causal-network": (CausalNetwork, floats, {}, "FOLDED"),
+    "one-step": (
+        OneStep,
+        lambda: floats()[:, 0],
+        {"single_step": True, "state": lambda: (torch.zeros(2, 6), torch.zeros(2, 6))},
+        "FOLDED",
+    ),
     "attention-whole": (SelfAttention, floats, {"whole_only": True}, "WHOLE"),
     "attention": (Attention, floats, {}, "ATTENTION"),
+    "attention-pooling": (AttentionPooling, floats, {}, "ATTENTION"),
+    "differences": (Differences, floats, {}, "SHIFTS"),
+    "positions": (Positions, floats, {}, "COUNTS_STEPS"),
+    "per-channel": (PerChannel, floats, {}, "FANS_OUT"),
     "self-attention": (SelfAttention, floats, {}, "ATTENTION"),
     "centred-convolution": (CentredConvolution, floats, {}, "LOOKS_AHEAD"),
     "same-convolution": (lambda: CentredConvolution("same"), floats, {}, "LOOKS_AHEAD"),
@@ -639,6 +757,9 @@ def _lengths(x: Tensor) -> Tensor:
 TRUTHS: dict[str, Callable[[nn.Module, Tensor], Tensor]] = {
     "time-first": lambda net, x: net(x.transpose(0, 1)).transpose(0, 1),
     "last-step": _prefixes,
+    "weight-normed": _prefixes,
+    "one-step": stepped,
+    "time-first-last": lambda net, x: _prefixes(lambda part: net(part.transpose(0, 1)), x),
     "last-hidden": _prefixes,
     "last-cell": _prefixes,
     "pcm": _prefixes,

@@ -93,7 +93,7 @@ def _inputs(name: str, rows: int, steps: int) -> Any:
     torch.manual_seed(11)
     example = SHAPES[name][1]()
     example = example[0] if isinstance(example, tuple) else example
-    shape = (rows, steps, *example.shape[2:])
+    shape = (rows, steps, *example.shape[1 if SHAPES[name][2].get("single_step") else 2 :])
     if example.dtype == torch.int64:
         return torch.randint(0, 11, shape)
     return torch.randn(shape) if example.dtype == torch.float32 else torch.randint(-9000, 9000, shape).to(example.dtype)

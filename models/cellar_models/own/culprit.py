@@ -39,6 +39,8 @@ class _Watch(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
     def _why(self, name: str, args: Any, more: Any) -> Why | None:
+        if name == "arange" and self.steps in args:
+            return Why.COUNTS_STEPS
         first = args[0] if args and isinstance(args[0], Tensor) else None
         if first is None:
             return None
@@ -65,6 +67,9 @@ class _Watch(TorchDispatchMode):
             return Why.NORMALISES_OVER_TIME
         if name in ("flip", "roll") and any(first.shape[axis] == self.steps for axis in args[-1]):
             return Why.NOT_CAUSAL
+        if name == "constant_pad_nd":
+            padded = [first.dim() - 1 - k for k in range(len(args[1]) // 2) if any(args[1][2 * k : 2 * k + 2])]
+            return Why.SHIFTS if any(first.shape[axis] == self.steps for axis in padded) else None
         if "pool" in name and self.steps in first.shape[2:]:
             return Why.POOLS_OVER_TIME
         return None
@@ -98,7 +103,7 @@ def diagnose(subject: Subject, rows: int, steps: int, growing: set[str]) -> Expo
             hook.remove()
     names = dict(subject.module.named_modules())
     later = _first_that_sees_later_inputs(subject, rows, steps)
-    order = [Why.ATTENTION, Why.NORMALISES_OVER_TIME, Why.NOT_CAUSAL, Why.POOLS_OVER_TIME]
+    order = [Why.ATTENTION, Why.NORMALISES_OVER_TIME, Why.NOT_CAUSAL, Why.POOLS_OVER_TIME, Why.COUNTS_STEPS, Why.SHIFTS]
     for why, operation, path in sorted(watch.found, key=lambda each: order.index(each[0])):
         place = f"`{path}` ({type(names[path]).__name__})" if path else f"{type(subject.module).__name__}.forward"
         also = ", and an output depends on later inputs" if later is not None and why is not Why.NOT_CAUSAL else ""

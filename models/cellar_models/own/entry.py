@@ -88,6 +88,7 @@ def export(
     state: Any = None,
     output: int | str | None = None,
     cells: Sequence[type[nn.Module]] = (),
+    single_step: bool = False,
     whole_only: bool = False,
     softmax: bool = False,
     labels: Sequence[str] = (),
@@ -107,6 +108,7 @@ def export(
     state: for a network with forward(x, state) -> (y, state): what it starts from, tensors nested as it takes them.
     output: which output is emitted, by place or key, where it returns several.
     cells: classes of the user's own that are called once a step with (x, hidden...) and return the next hidden state.
+    single_step: the network is one step, forward(x [batch, ...], state) -> (y, state); example then [batch, ...].
     whole_only: no sessions, each sequence is run at once (bidirectional networks are exported so by themselves).
     softmax: put a softmax over the last axis after the output; labels: names of the classes then.
     tokenizer: a `tokenizers.Tokenizer`, or its file: callers send text, cut at white space.
@@ -117,7 +119,7 @@ def export(
     """
     check_name(name, version)
     models = Path(folder)
-    subject = Subject.of(module, example, state, output)
+    subject = Subject.of(module, example, state, output, single_step=single_step)
     stepper = study(subject, cells=tuple(cells), whole_only=whole_only, tolerance=max(tolerance, _STRUCTURE))
     stepper.softmax = softmax
     if not tolerance:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import math
 
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 from cellar_models.own.culprit import diagnose
 from cellar_models.own.node import kind_of
 from cellar_models.own.stepper import Form, Stepper, in_order
-from cellar_models.own.subject import Call, Layout, Subject, tensors_of
+from cellar_models.own.subject import Call, Layout, Subject, copied, tensors_of
 from cellar_models.own.taps import as_it_is, tapped
 from cellar_models.own.why import ExportError, Why
 
@@ -171,7 +170,7 @@ def expected_steps(subject: Subject, x: Tensor) -> Tensor:
 def rounding(subject: Subject, x: Tensor) -> float:
     """How far float32 alone moves the network's outputs, of the largest: against itself in float64; 0 where it does
     not run in float64."""
-    exact = dataclasses.replace(subject, module=copy.deepcopy(subject.module).double())
+    exact = dataclasses.replace(subject, module=copied(subject.module).double())
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
     try:
@@ -245,6 +244,10 @@ def _stepwise(
                 raise
         except (RuntimeError, IndexError, TypeError, ValueError):
             continue  # a form that does not fit the network; if none does, `diagnose` says why
+    fans = [call for call in calls if kind_of(call.module) and call.rows != rows and not subject.is_time_first]
+    if fans:
+        text = f"`{fans[0].name}` is given {fans[0].rows} sequences for {rows}: {Why.FANS_OUT.value}"
+        raise ExportError(Why.FANS_OUT, text)
     found = diagnose(subject, rows, steps, growing)
     raise (
         found

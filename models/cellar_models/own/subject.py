@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -28,6 +29,32 @@ def unwrapped(module: Any) -> nn.Module:
     if isinstance(module, torch.jit.ScriptModule) or not isinstance(module, nn.Module):
         raise ExportError(Why.SCRIPTED, f"{type(module).__name__}: {Why.SCRIPTED.value}")
     return module
+
+
+def copied(module: nn.Module) -> nn.Module:
+    """A deep copy, also of weights that are computed (weight_norm, parametrisations): of their values then."""
+    memo: dict[int, Any] = {}
+    for part in module.modules():
+        for value in part.__dict__.values():
+            for each in value if isinstance(value, list | tuple) else [value]:
+                if isinstance(each, Tensor) and not each.is_leaf:
+                    memo[id(each)] = each.detach().clone()
+    return copy.deepcopy(module, memo)
+
+
+class Unrolled(nn.Module):
+    """A network of one step, forward(x [batch, ...], *state) -> (y, *state), run over time."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, x: Tensor, *state: Any) -> Any:
+        outputs = []
+        for t in range(x.shape[1]):
+            y, *state = self.module(x[:, t], *state)  # type: ignore[assignment]
+            outputs.append(y)
+        return torch.stack(outputs, dim=1), *state
 
 
 def tensors_of(value: Any) -> list[Tensor]:
@@ -90,16 +117,21 @@ class Subject:
     layout: Layout | None = None
     notes: list[str] = field(default_factory=list)
     state_axes: list[int] = field(default_factory=list)
+    spreads: bool = False  # forward(x, h, c) takes the state's tensors one by one
 
     @classmethod
-    def of(cls, module: Any, example: Any, state: Any, output: int | str | None) -> Subject:
+    def of(
+        cls, module: Any, example: Any, state: Any, output: int | str | None, *, single_step: bool = False
+    ) -> Subject:
         """A copy of the network to work on. ExportError EXAMPLE, SCRIPTED, SEVERAL_INPUTS, STATE."""
         module = unwrapped(module)
-        notes = []
+        notes: list[str] = []
         given = list(example) if isinstance(example, tuple | list) else [example]
         x = given[0] if given else None
         if isinstance(x, np.ndarray):
             x = torch.from_numpy(x)
+        if single_step and isinstance(x, Tensor):
+            x, module = x.unsqueeze(1), Unrolled(module)
         if (
             not isinstance(x, Tensor)
             or x.dim() < 2
@@ -118,13 +150,24 @@ class Subject:
         if x.dtype in _FLOATS and x.dtype != torch.float32:
             notes.append(f"the network runs in float32, not in {str(x.dtype).removeprefix('torch.')}")
         is_training = module.training
-        module = copy.deepcopy(module).cpu().float().eval()
+        try:
+            module = copied(module).cpu().float().eval()
+        except Exception as error:
+            # the old weight_norm keeps a computed weight, a trainer its threads: the words of whoever refuses
+            text = " ".join(str(error).split())[:200]
+            raise ExportError(
+                Why.EXPORTER,
+                f"it cannot be copied ({type(error).__name__}: {text}); take weight_norm off, export the bare network",
+            ) from error
         if is_training and any(_differs_in_training(each) for each in module.modules()):
             notes.append("exported in evaluation mode: dropout is off, batch normalisation uses its running figures")
         x = x.detach().cpu().to(torch.float32 if x.dtype in _FLOATS else _INTS[x.dtype])
         subject = cls(module, x, bool(lengths), None, output, notes=notes)
         if state is not None:
             subject._take_state(state)
+            taken = inspect.signature(module.module.forward if isinstance(module, Unrolled) else module.forward)
+            places = [p for p in taken.parameters.values() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+            subject.spreads = isinstance(state, tuple | list) and len(state) > 1 and len(places) == 1 + len(state)
         return subject
 
     def _take_state(self, state: Any) -> None:
@@ -185,7 +228,8 @@ class Subject:
         if self.takes_lengths:
             arguments.append(torch.full((x.shape[0],), 1, dtype=torch.int64) * x.shape[1])
         if self.state is not None:
-            arguments.append(self.state_of(self.start_row().expand(x.shape[0], -1)) if state is None else state)
+            given = self.state_of(self.start_row().expand(x.shape[0], -1)) if state is None else state
+            arguments += list(given) if self.spreads else [given]
         with as_it_was(self.module):
             found = self.module(*arguments)
             return self._chosen(found)
