@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from cellar_models.own.forms import in_order
+from cellar_models.own.handed import tensors_of
 from cellar_models.own.node import kind_of
-from cellar_models.own.stepper import in_order
-from cellar_models.own.subject import Subject, tensors_of
+from cellar_models.own.subject import Subject
 from cellar_models.own.why import ExportError, Why
 
 _REDUCTIONS = {

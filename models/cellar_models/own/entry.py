@@ -20,10 +20,11 @@ from torch import nn
 
 from cellar_models.export import write_manifest
 from cellar_models.network import Network
+from cellar_models.own.forms import Form
 from cellar_models.own.graph import write_onnx, write_torchscript
 from cellar_models.own.node import kind_of
 from cellar_models.own.proof import STEPS, Step, check_containment, check_round_trip, compare
-from cellar_models.own.stepper import Form, Stepper
+from cellar_models.own.stepper import Stepper
 from cellar_models.own.study import expected_steps, rounding, study
 from cellar_models.own.subject import Subject
 from cellar_models.own.why import ExportError, Why

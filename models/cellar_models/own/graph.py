@@ -13,8 +13,9 @@ import torch
 from onnx import TensorProto, helper
 from torch import Tensor, nn
 
+from cellar_models.own.forms import Form
 from cellar_models.own.node import TRANSLATIONS
-from cellar_models.own.stepper import Form, Stepper
+from cellar_models.own.stepper import Stepper
 from cellar_models.own.why import ExportError, Why
 from cellar_models.recurrent import OPSET
 
