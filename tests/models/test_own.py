@@ -13,10 +13,13 @@ torch = pytest.importorskip("torch", reason="the models extra is not installed")
 
 import cellar_models  # noqa: E402
 from cellar_client import Client  # noqa: E402
+from cellar_models.own.validate import validate  # noqa: E402
 from cellar_models.own.why import ExportError, Why  # noqa: E402
 from cellar_proto.v1.manifest_pb2 import Manifest  # noqa: E402
 from cellar_server.config import Config  # noqa: E402
 from google.protobuf import json_format  # noqa: E402
+from hypothesis import given, settings  # noqa: E402
+from hypothesis import strategies as st  # noqa: E402
 from torch import nn  # noqa: E402
 
 from tests.contract.conftest import Running  # noqa: E402
@@ -303,3 +306,57 @@ def test_labels_need_probabilities_and_get_them(tmp_path: Path) -> None:
     entry = cellar_models.export(LastStep(), tmp_path, name="pump", example=floats(), labels=["a", "b", "c"])
     manifest = read(entry.folder)
     assert list(manifest.labels) == list(manifest.output.names) == ["a", "b", "c"]
+
+
+@pytest.fixture(scope="module")
+def listening(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
+    """A client of a server that has the network of PCM frames of 16 samples as "ear"."""
+    folder = tmp_path_factory.mktemp("ear")
+    torch.manual_seed(3)
+    network, example, _, _ = made("pcm")
+    entry = cellar_models.export(network, folder, name="ear", example=example, pcm=True)
+    assert validate(entry.folder).is_good
+    running = Running(Config(listen="127.0.0.1:0", models=folder, drain_s=5, max_sessions=64))
+    with Client(running.address) as client:
+        yield client
+    running.stop()
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(16, 200), st.lists(st.integers(1, 70), min_size=1, max_size=12))
+def test_any_chunking_of_sound_gives_the_same_answers(listening: Client, num_samples: int, sizes: list[int]) -> None:
+    sound = np.random.default_rng(num_samples).integers(-9000, 9000, num_samples).astype(np.int16)
+    whole = np.asarray(listening.predict("ear", sound, all_emissions=True))
+    assert len(whole) == num_samples // 16
+    with listening.session("ear") as session:
+        at, last, halved = 0, [], None
+        while at < num_samples:
+            size = sizes[len(last) % len(sizes)]
+            answer = np.asarray(session.step(sound[at : at + size]))
+            at = min(at + size, num_samples)
+            assert session.position == at
+            last.append(answer.reshape(-1, 2))
+            if halved is None and at >= num_samples // 2:
+                halved = at, session.fork()
+        # many-to-one: a chunk answers with its newest emission, one that fills no frame with none
+        np.testing.assert_allclose([each[-1] for each in last if len(each)][-1], whole[-1], atol=1e-6)
+        assert halved is not None
+        with halved[1] as fork:  # what is held back goes with a fork
+            rest = np.asarray(fork.step(sound[halved[0] :])) if halved[0] < num_samples else np.zeros(0)
+            if rest.size:
+                np.testing.assert_allclose(rest.reshape(-1, 2)[-1], whole[-1], atol=1e-6)
+
+
+def test_sound_that_fills_no_frame_is_no_sequence(listening: Client) -> None:
+    from cellar_client import CellarError
+
+    with pytest.raises(CellarError, match="shorter than a frame"):
+        listening.predict("ear", np.zeros(15, np.int16))
+    with listening.session("ear") as session:
+        assert np.asarray(session.step(np.zeros(15, np.int16))).size == 0
+        assert np.asarray(session.step(np.int16(0))).size == 2
+
+
+def test_sound_needs_frames(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="SOUND"):
+        cellar_models.export(Plain(), tmp_path, name="ear", example=floats(), pcm=True)

@@ -13,7 +13,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from cellar_proto.v1.manifest_pb2 import MANY_TO_MANY_ALIGNED, MANY_TO_ONE, ROWS, TEXT_BYTES, Manifest, StepSpec
+from cellar_proto.v1.manifest_pb2 import (
+    MANY_TO_MANY_ALIGNED,
+    MANY_TO_ONE,
+    ROWS,
+    SAMPLES,
+    TEXT_BYTES,
+    Manifest,
+    StepSpec,
+)
 from cellar_proto.v1.tensor_pb2 import DataType
 from google.protobuf import json_format
 from torch import nn
@@ -94,6 +102,7 @@ def export(
     softmax: bool = False,
     labels: Sequence[str] = (),
     tokenizer: Any = None,
+    pcm: bool = False,
     input_names: Sequence[str] = (),
     output_names: Sequence[str] = (),
     description: str = "",
@@ -113,6 +122,7 @@ def export(
     whole_only: no sessions, each sequence is run at once (bidirectional networks are exported so by themselves).
     softmax: put a softmax over the last axis after the output; labels: names of the classes then.
     tokenizer: a `tokenizers.Tokenizer`, or its file: callers send text, cut at white space.
+    pcm: an int16 input [batch, time, k] is sound: callers send samples in pieces of any size, a step is k of them.
     tolerance: largest difference from the network in PyTorch, of the largest output; 0: 1e-5, or eight times what
     float32 itself moves the network's outputs against float64, where that is more.
 
@@ -135,7 +145,9 @@ def export(
         entry.mkdir()
 
         def fill(manifest: Manifest, entry: Path) -> None:
-            _fill(manifest, entry, stepper, labels, tokenizer, input_names, output_names, description, licence, data)
+            _fill(
+                manifest, entry, stepper, labels, tokenizer, pcm, input_names, output_names, description, licence, data
+            )
 
         fill(Manifest(), entry)  # says what does not fit before the long part
         reason = write_torchscript(stepper, entry / "model.pt")
@@ -235,6 +247,7 @@ def _fill(
     stepper: Stepper,
     labels: Sequence[str],
     tokenizer: Any,
+    pcm: bool,
     input_names: Sequence[str],
     output_names: Sequence[str],
     description: str,
@@ -259,6 +272,10 @@ def _fill(
     if labels:
         _check_labels(stepper, labels)
         manifest.labels.extend(labels)
+    if pcm:
+        if subject.example.dtype != torch.int16 or subject.example.dim() != 3 or stepper.form is Form.WHOLE:
+            raise ExportError(Why.SOUND, f"{list(subject.example.shape)} {subject.example.dtype}: {Why.SOUND.value}")
+        manifest.position_unit = SAMPLES
     if tokenizer is not None:
         text = _tokenizer_json(tokenizer, subject)
         (entry / "tokenizer.json").write_text(text, "utf-8")

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from cellar_proto.v1.manifest_pb2 import Manifest, Mode
+from cellar_proto.v1.manifest_pb2 import SAMPLES, Manifest, Mode
+from cellar_proto.v1.tensor_pb2 import DataType
 from google.protobuf import json_format
 
 from cellar_models.own.proof import (
@@ -174,6 +175,10 @@ def _codecs(folder: Path, manifest: Manifest) -> str:
         if manifest.input.vocabulary and size > manifest.input.vocabulary:
             raise VerifyError(f"the tokenizer has {size} ids, the input {manifest.input.vocabulary}")
         lines.append(f"text, {size} ids")
+    if manifest.position_unit == SAMPLES:
+        if manifest.input.dtype != DataType.INT16 or len(manifest.input.shape) != 1:
+            raise VerifyError(f"positions in samples need int16 frames, not {list(manifest.input.shape)}")
+        lines.append(f"PCM, {manifest.input.shape[0]} samples a step")
     for what, names, spec in (
         ("labels", manifest.labels, manifest.output),
         ("output names", manifest.output.names, manifest.output),

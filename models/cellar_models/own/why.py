@@ -38,6 +38,7 @@ class Why(Enum):
     AXES = "which axes are batch and time is not said"
     FIXED = "a size inside of the graph is fixed, or it is not the same function of every row and step"
     LABELS = "the labels do not fit the output"
+    SOUND = "PCM needs an int16 input of frames, [batch, time, samples]"
     TOKENIZER = "the tokenizer does not fit the network, or text that arrives word by word"
 
 
