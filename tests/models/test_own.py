@@ -309,17 +309,22 @@ def test_labels_need_probabilities_and_get_them(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def listening(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
-    """A client of a server that has the network of PCM frames of 16 samples as "ear"."""
+def hearing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """A server that has the network of PCM frames of 16 samples as "ear"."""
     folder = tmp_path_factory.mktemp("ear")
     torch.manual_seed(3)
     network, example, _, _ = made("pcm")
     entry = cellar_models.export(network, folder, name="ear", example=example, pcm=True)
     assert validate(entry.folder).is_good
     running = Running(Config(listen="127.0.0.1:0", models=folder, drain_s=5, max_sessions=64))
-    with Client(running.address) as client:
-        yield client
+    yield running
     running.stop()
+
+
+@pytest.fixture(scope="module")
+def listening(hearing: Running) -> Iterator[Client]:
+    with Client(hearing.address) as client:
+        yield client
 
 
 @settings(max_examples=20, deadline=None)
@@ -360,3 +365,22 @@ def test_sound_that_fills_no_frame_is_no_sequence(listening: Client) -> None:
 def test_sound_needs_frames(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="SOUND"):
         cellar_models.export(Plain(), tmp_path, name="ear", example=floats(), pcm=True)
+
+
+def test_sound_over_the_open_inference_protocol(hearing: Running, listening: Client) -> None:
+    import tritonclient.grpc as tritonclient
+
+    sound = np.random.default_rng(0).integers(-9000, 9000, 100).astype(np.int16)
+    whole = np.asarray(listening.predict("ear", sound))
+    with tritonclient.InferenceServerClient(hearing.address) as triton:
+        assert list(triton.get_model_metadata("ear").inputs[0].shape) == [-1, -1]
+
+        def ask(part: np.ndarray, **options: Any) -> np.ndarray:
+            given = tritonclient.InferInput("x", [1, len(part)], "INT16")
+            given.set_data_from_numpy(part[None])
+            return triton.infer("ear", [given], **options).as_numpy("y")
+
+        np.testing.assert_allclose(ask(sound)[0], whole, atol=1e-6)
+        ask(sound[:37], sequence_id=7, sequence_start=True)
+        last = ask(sound[37:], sequence_id=7, sequence_end=True)
+        np.testing.assert_allclose(last.reshape(-1, 2)[-1], whole, atol=1e-6)
