@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
@@ -171,6 +172,23 @@ def test_what_is_guessed_is_asked_and_never_taken_silently(tmp_path: Path, capsy
     assert "taken as proposed: --pair h_in:h_out --pair c_in:c_out" in capsys.readouterr().out
     assert main([*command, "--pair", "h_in:h_out", "--pair", "c_in:c_out"]) == 0
     assert "wrote" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("answer", "code"), [("y", 0), ("", 1), ("n", 1)])
+def test_a_prompt_asks_where_there_is_somebody(
+    answer: str, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setattr("sys.stdin", Terminal(answer + "\n"))
+    file = lstm(tmp_path / "speech.onnx")
+    assert main(["import-onnx", str(file), "--name", "speech", "--models", str(tmp_path / "models")]) == code
+    out = capsys.readouterr().out
+    assert "--pair h_in:h_out" in out
+    assert "is this so?" in out
+    assert (tmp_path / "models").exists() == (code == 0)
 
 
 def test_axes_that_the_file_does_not_name_are_asked_too(tmp_path: Path) -> None:
