@@ -1,4 +1,4 @@
-"""`cellar-models train|evaluate|export|verify NAME` for the zoo; `import-onnx`, `validate` for any model."""
+"""`cellar-models train|evaluate|export|verify NAME` for the zoo; `import-onnx|validate|draw` for any."""
 
 from __future__ import annotations
 

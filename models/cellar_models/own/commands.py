@@ -1,4 +1,4 @@
-"""`cellar-models import-onnx FILE` and `cellar-models validate FOLDER`."""
+"""`cellar-models import-onnx FILE`, `cellar-models validate FOLDER` and `cellar-models draw FOLDER`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-VERBS = ("import-onnx", "validate")
+VERBS = ("import-onnx", "validate", "draw")
 
 
 def main(arguments: list[str]) -> int:
@@ -30,7 +30,12 @@ def main(arguments: list[str]) -> int:
     importing.add_argument("--accept-proposed", action="store_true", help="take what is guessed, without a question")
     validating = verbs.add_parser("validate", help="prove an entry, <models>/<name>/<version>")
     validating.add_argument("folder", type=Path)
+    drawing = verbs.add_parser("draw", help="draw an entry's cell, layers and unrolled steps as SVG")
+    drawing.add_argument("folder", type=Path, help="<models>/<name>/<version>, or a model of the zoo by name")
+    drawing.add_argument("--output", type=Path, default=None, help="the file (default: NAME.svg)")
     options = parser.parse_args(arguments)
+    if options.verb == "draw":
+        return _draw(options.folder, options.output)
     if options.verb == "validate":
         return _validate(options.folder)
     try:
@@ -84,3 +89,23 @@ def _validate(folder: Path) -> int:
     print(found)
     print(f"{folder}: " + ("proved" if found.is_good else "REFUTED: it cannot be served as it is"))
     return 0 if found.is_good else 1
+
+
+def _draw(folder: Path, output: Path | None) -> int:
+    from cellar_proto.v1.manifest_pb2 import Manifest
+    from google.protobuf import json_format
+
+    from cellar_models.own.drawing import draw
+
+    path = folder / "manifest.json"
+    if not path.is_file() and len(folder.parts) == 1:
+        path = Path("models/zoo") / folder / "1" / "manifest.json"
+    try:
+        manifest = json_format.Parse(path.read_text("utf-8"), Manifest())
+        output = output or Path(f"{Path(manifest.name).name}.svg")
+        output.write_text(draw(manifest), "utf-8")
+    except (OSError, UnicodeDecodeError, json_format.ParseError) as error:
+        print(f"cellar-models: {path}: {error}", file=sys.stderr)
+        return 1
+    print(f"wrote {output}")
+    return 0
