@@ -658,6 +658,61 @@ class PerChannel(nn.Module):
         return out.reshape(rows, channels, steps, 6).transpose(1, 2).reshape(rows, steps, -1)
 
 
+class SharedCell(nn.Module):
+    """One cell for two layers of a step, its states normalised between steps or not."""
+
+    def __init__(self, is_normalised: bool) -> None:
+        super().__init__()
+        self.cell = nn.GRUCell(4, 4)
+        self.norm: nn.Module = nn.LayerNorm(4) if is_normalised else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        lower = upper = torch.zeros(x.size(0), 4)
+        outputs = []
+        for t in range(x.size(1)):
+            lower = self.norm(self.cell(x[:, t], lower))
+            upper = self.norm(self.cell(lower, upper))
+            outputs.append(upper)
+        return torch.stack(outputs, dim=1)
+
+
+class ReadsPacked(nn.Module):
+    """Works on the flat data inside of a packed sequence."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(4, 6, batch_first=True)
+        self.head = nn.Linear(6, 2)
+
+    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+        packed = pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
+        out, _ = self.lstm(packed)
+        return self.head(pad_packed_sequence(out._replace(data=torch.tanh(out.data)), batch_first=True)[0])
+
+
+class Total(nn.Module):
+    """One number for the whole batch, as in a loss."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(4, 6, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.lstm(x)[0].sum()
+
+
+class Branches(nn.Module):
+    """Python asks for a value: which way it goes depends on the numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(4, 6, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out, _ = self.lstm(x)
+        return out if float(out.abs().max()) < 2.0 else out.clamp(-2, 2)
+
+
 def floats() -> Tensor:
     return torch.randn(2, 6, 4, generator=torch.Generator().manual_seed(1))
 
@@ -720,8 +775,13 @@ SHAPES: dict[str, Shape] = {
         {"single_step": True, "state": lambda: (torch.zeros(2, 6), torch.zeros(2, 6))},
         "FOLDED",
     ),
+    "shared-cell": (lambda: SharedCell(False), floats, {}, "FOLDED"),
     "attention-whole": (SelfAttention, floats, {"whole_only": True}, "WHOLE"),
     "attention": (Attention, floats, {}, "ATTENTION"),
+    "shared-normalised-cell": (lambda: SharedCell(True), floats, {}, "LOOP_ORDER"),
+    "reads-packed": (ReadsPacked, padded, {}, "PACKED_ELSEWHERE"),
+    "total": (Total, floats, {}, "OUTPUT_LAYOUT"),
+    "branches": (Branches, floats, {}, "EXPORTER"),
     "attention-pooling": (AttentionPooling, floats, {}, "ATTENTION"),
     "differences": (Differences, floats, {}, "SHIFTS"),
     "positions": (Positions, floats, {}, "COUNTS_STEPS"),

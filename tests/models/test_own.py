@@ -137,8 +137,14 @@ def test_what_cannot_be_served_is_refused_with_its_reason(name: str, tmp_path: P
     assert not list(tmp_path.iterdir())
 
 
-def test_every_reason_says_something_of_its_own() -> None:
+# Reasons of what was asked, not of the network: tested below and in test_onnx_import.py.
+OF_THE_QUESTION = {"EXAMPLE", "NAME", "SCRIPTED", "SEVERAL_INPUTS", "STATE", "PARITY", "LABELS", "SOUND", "TOKENIZER"}
+OF_A_FILE = {"PAIRS", "AXES", "FIXED"}
+
+
+def test_every_reason_is_tested_and_says_something_of_its_own() -> None:
     assert len({why.value for why in Why}) == len(Why)
+    assert {SHAPES[name][3] for name in REFUSED} | OF_THE_QUESTION | OF_A_FILE == {why.name for why in Why}
 
 
 @pytest.mark.parametrize(
