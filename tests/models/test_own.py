@@ -315,14 +315,15 @@ def test_labels_need_probabilities_and_get_them(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def hearing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+def hearing(tmp_path_factory: pytest.TempPathFactory, transport: str) -> Iterator[Running]:
     """A server that has the network of PCM frames of 16 samples as "ear"."""
     folder = tmp_path_factory.mktemp("ear")
     torch.manual_seed(3)
     network, example, _, _ = made("pcm")
     entry = cellar_models.export(network, folder, name="ear", example=example, pcm=True)
     assert validate(entry.folder).is_good
-    running = Running(Config(listen="127.0.0.1:0", models=folder, drain_s=5, max_sessions=64))
+    config = Config(listen="127.0.0.1:0", transport=transport, models=folder, drain_s=5, max_sessions=64)
+    running = Running(config)
     yield running
     running.stop()
 
