@@ -17,9 +17,10 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor
 
 from cellar_models.export import write_manifest
+from cellar_models.own.contract import Contract, rewrite
 from cellar_models.own.entry import check_name, next_version
-from cellar_models.own.onnx_import import Contract, Proposal, Source, rewrite, sizes_of
 from cellar_models.own.proof import DTYPES, STEPS, Step, check_containment, check_round_trip, compare
+from cellar_models.own.source import Proposal, Source, sizes_of
 from cellar_models.own.why import ExportError, Why
 from cellar_models.verify import ROWS as ROW_COUNTS
 from cellar_models.verify import TOLERANCE, Report, VerifyError, open_session
