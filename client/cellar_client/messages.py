@@ -197,12 +197,14 @@ class Codec:
         self.info = info
         self.dtype = np.dtype("u1") if info.is_text else DTYPES[info.manifest.input.dtype]
         self.wire_dtype = DataType.TEXT if info.is_text else info.manifest.input.dtype
-        self.shape = () if info.is_text else info.input_shape
+        # text is sent in bytes and PCM in samples, cut anywhere; all else in steps
+        is_cut_anywhere = info.is_text or info.manifest.position_unit == manifest_pb2.SAMPLES
+        self.shape = () if is_cut_anywhere else info.input_shape
         self.unit_bytes = self.dtype.itemsize * int(np.prod(self.shape, dtype=np.int64))
 
     def encode(self, values: Any) -> tuple[bytes, int]:
-        """Bytes and length (steps, or bytes of text) of one sequence; one step may come without its time axis.
-        DtypeMismatch, ShapeMismatch."""
+        """Bytes and length (steps, bytes of text or PCM samples) of one sequence; one step may come without its time
+        axis. DtypeMismatch, ShapeMismatch."""
         if self.info.is_text:
             if not isinstance(values, str | bytes):
                 raise DtypeMismatch(f"model {self.info.name!r} takes text, not {type(values).__name__}")

@@ -1,4 +1,4 @@
-"""`cellar-models train|evaluate|export|verify NAME`."""
+"""`cellar-models train|evaluate|export|verify NAME` for the zoo; `import-onnx|validate|draw` for any."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import torch
 from cellar_models import describe, digits, forecast, sentiment
 from cellar_models.data import DataChanged, DataMissing, data_folder
 from cellar_models.network import Network
+from cellar_models.own import commands
 from cellar_models.training import Result, Trainer
 from cellar_models.verify import Report, VerifyError, verify
 
@@ -21,6 +22,9 @@ MODELS: dict[str, ModuleType] = {"digits": digits, "sentiment": sentiment, "desc
 
 def main(arguments: list[str] | None = None) -> int:
     """0: done; 1: refused, with one line on standard error."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments and arguments[0] in commands.VERBS:
+        return commands.main(arguments)
     parser = argparse.ArgumentParser(prog="cellar-models", description=__doc__)
     parser.add_argument("verb", choices=["train", "evaluate", "export", "verify"])
     parser.add_argument("name", choices=sorted(MODELS))

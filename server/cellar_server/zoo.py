@@ -8,11 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from cellar_proto.v1.manifest_pb2 import Manifest, Mode
+from cellar_proto.v1.manifest_pb2 import Manifest, Mode, PositionUnit
 from cellar_proto.v1.reason_pb2 import Reason
+from cellar_proto.v1.tensor_pb2 import DataType
 from google.protobuf import json_format
 
 from cellar_server.codecs.dialogue_act import DialogueActCodec
+from cellar_server.codecs.pcm import PcmCodec
 from cellar_server.codecs.text import TextCodec
 from cellar_server.codecs.vocabulary import Vocabulary
 from cellar_server.errors import CellarError
@@ -21,6 +23,8 @@ from cellar_server.runtime.onnx import DTYPES, GraphMismatch, OnnxRuntime
 
 log = logging.getLogger("cellar_server.zoo")
 MAX_FILE_BYTES = 1 << 30
+# A session's tail is less than a frame of 16-bit samples, and has to stay small.
+MAX_FRAME_SAMPLES = 1 << 14
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,12 @@ class Model:
     text: TextCodec | None = None
     condition: DialogueActCodec | None = None
     vocabulary: Vocabulary | None = None
+    pcm: PcmCodec | None = None
+
+    @property
+    def codec(self) -> TextCodec | PcmCodec | None:
+        """What makes steps of what callers send; None where they send steps."""
+        return self.text or self.pcm
 
 
 def find(folder: Path) -> list[Entry]:
@@ -177,8 +187,15 @@ def _try_out(manifest: Manifest, runtime: Runtime) -> None:
             raise GraphMismatch(f"prime gives a state of {state.shape}")
 
 
-def _codecs(manifest: Manifest, folder: Path) -> tuple[TextCodec | None, DialogueActCodec | None, Vocabulary | None]:
-    text = condition = vocabulary = None
+def _codecs(
+    manifest: Manifest, folder: Path
+) -> tuple[TextCodec | None, DialogueActCodec | None, Vocabulary | None, PcmCodec | None]:
+    text = condition = vocabulary = pcm = None
+    if manifest.position_unit == PositionUnit.SAMPLES:
+        shape = list(manifest.input.shape)
+        if manifest.input.dtype != DataType.INT16 or len(shape) != 1 or not 0 < shape[0] <= MAX_FRAME_SAMPLES:
+            raise ValueError(f"positions in samples need int16 frames of 1 to {MAX_FRAME_SAMPLES} samples, not {shape}")
+        pcm = PcmCodec(shape[0])
     if manifest.HasField("text"):
         text = TextCodec(folder / manifest.text.tokenizer_file, manifest.text.max_word_bytes or 256)
         size = text.tokenizer.get_vocab_size()
@@ -192,4 +209,4 @@ def _codecs(manifest: Manifest, folder: Path) -> tuple[TextCodec | None, Dialogu
         vocabulary = Vocabulary(folder / manifest.generation.vocabulary_file, manifest.generation.separator)
         if [len(vocabulary.words)] != list(manifest.output.shape):
             raise ValueError(f"{len(vocabulary.words)} words; the graph emits {list(manifest.output.shape)} logits")
-    return text, condition, vocabulary
+    return text, condition, vocabulary, pcm

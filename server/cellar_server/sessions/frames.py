@@ -133,7 +133,7 @@ class Frames:
             for i in [i for i, each in enumerate(slot.tolist()) if each in self.departing]:
                 errors.setdefault(i, lost(table.id_of(slot[i])))
         odd = start != table.accepted[slot]
-        if self.content.is_text:
+        if self.content.is_coded:
             odd |= length == 0
         if odd.any():
             for i in np.flatnonzero(odd).tolist():
@@ -254,12 +254,12 @@ class Frames:
         )
 
     def activate(self, rows: np.ndarray, now: float) -> None:
-        """Chunks whose turn in their session has come [n]: ready, or (text) read first."""
-        if not self.content.is_text:
+        """Chunks whose turn in their session has come [n]: ready, or (text, PCM) read first."""
+        if not self.content.is_coded:
             self.core.scheduler.add(rows)
             return
         core, work = self.core, self.core.work
-        codec = core.model.text
+        codec = core.model.codec
         assert codec is not None
         ready: list[int] = []
         ids: list[np.ndarray] = []
@@ -306,7 +306,7 @@ class Frames:
         following = work.next[rows]
         table.head[slots] = following
         waits = following >= 0
-        if self.content.is_text:
+        if self.content.is_coded:
             for w, slot in zip(rows.tolist(), slots.tolist(), strict=True):
                 table.hold(slot, self._tails.pop(w))
             # what follows may be refused while it is read, and answers keep their order

@@ -64,7 +64,7 @@ class Predicts:
                 errors[i] = CellarError(
                     Reason.SHAPE_MISMATCH, f"a one-to-one model takes one step; the sequence has {length[i]}"
                 )
-        if self.content.is_text:
+        if self.content.is_coded:
             values, length = self._read(values, length, errors)
         elif total:
             filled = np.flatnonzero(length)
@@ -95,10 +95,10 @@ class Predicts:
     def _read(
         self, raw: np.ndarray, length: np.ndarray, errors: dict[int, CellarError]
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Token ids [sum(tokens)] and tokens of each text [N]; texts that cannot be read go to `errors`."""
-        codec = self.core.model.text
+        """Steps [sum(steps), ...] and steps of each text or sound [N]; those that cannot be read go to `errors`."""
+        codec = self.core.model.codec
         assert codec is not None
-        ids: list[np.ndarray] = [np.zeros(0, np.int64)]
+        made: list[np.ndarray] = [codec.take(b"", b"", True)[0]]
         counts = np.zeros(len(length), np.int64)
         end = 0
         for i, n in enumerate(length.tolist()):
@@ -112,11 +112,11 @@ class Predicts:
                 errors[i] = error
                 continue
             if not len(taken):
-                errors[i] = CellarError(Reason.EMPTY_INPUT, "the text holds no word")
+                errors[i] = CellarError(Reason.EMPTY_INPUT, codec.nothing)
                 continue
             counts[i] = len(taken)
-            ids.append(taken)
-        return np.concatenate(ids), counts
+            made.append(taken)
+        return np.concatenate(made), counts
 
     def finish(self, rows: np.ndarray, last: np.ndarray, outputs: np.ndarray) -> None:
         """Sequences whose last run is over: rows [n]; last: their last emissions float32 [n, ...]; outputs: every
