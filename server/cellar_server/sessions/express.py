@@ -1,14 +1,15 @@
-"""The short way: chunks that came one a message run at once where nothing else waits and nothing is odd about them."""
+"""The short way: chunks that need no queue run at once where nothing else waits and nothing is odd about them."""
 
 from __future__ import annotations
 
 import numpy as np
 from cellar_proto.v1.reason_pb2 import Reason
 
+from cellar_server.errors import CellarError
 from cellar_server.sessions.core import Core
 from cellar_server.sessions.digest import digests
 from cellar_server.sessions.frames import Frames
-from cellar_server.sessions.messages import UNARY_STREAM, Rows, RowsReply
+from cellar_server.sessions.messages import UNARY_STREAM, AnswerReply, FrameRequest, Rows, RowsReply
 from cellar_server.sessions.runs import Runs
 from cellar_server.sessions.table import span
 
@@ -24,7 +25,7 @@ class Express:
         self.core = core
         self.frames = frames
         self.runs = runs
-        # committed and answered, their answers not yet stored: slots, starts, lengths, bytes, outputs
+        # committed and answered, their answers not yet stored: slots, starts, steps, inputs, outputs
         self._unsettled: list[tuple[np.ndarray, np.ndarray, int, np.ndarray, np.ndarray]] = []
 
     def run(self, rows: Rows, slots: np.ndarray | None, now: float) -> bool:
@@ -33,21 +34,17 @@ class Express:
         core, table = self.core, self.core.table
         n = len(rows.call)
         q = self._steps(rows, n)
-        if not q or core.scheduler.has_ready or self.frames.departing or not core.scheduler.fits(n, q):
+        parts = self._parts(n, q)
+        if not parts:
             return False
         if slots is None:
             slots, valid = table.resolve(rows.handle, rows.stream)
             if not valid.all():
                 return False
         start = rows.position
-        accepted = table.accepted[slots]
         if rows.ids is not None:
-            start = np.where(start < 0, accepted, start)
-        if (start != accepted).any() or table.in_flight[slots].any():
-            return False
-        if n > 1 and len(set(slots.tolist())) < n:
-            return False
-        if rows.deadline is not None and (rows.deadline <= now).any():
+            start = np.where(start < 0, table.accepted[slots], start)
+        if not self._is_usual(slots, start) or (rows.deadline is not None and (rows.deadline <= now).any()):
             return False
         content = self.frames.content
         inputs = content.array(rows.data, n * q)
@@ -55,8 +52,82 @@ class Express:
             return False
         if rows.ids is not None:
             self.issue(rows, slots)
-        self._commit(rows, slots, start, q, inputs.reshape(n, q, *content.unit_shape))
+        x = inputs.reshape(n, q, *content.unit_shape)
+        for part in parts:
+            outcome = self._commit(slots[part], start[part], x[part])
+            if isinstance(outcome, CellarError):
+                places = list(range(n))[part]
+                self.frames.refuse(rows, places, [outcome] * len(places))
+                continue
+            position, lengths, outputs = outcome
+            core.replies.append(
+                RowsReply(
+                    rows.to,
+                    rows.frame_id[part],
+                    rows.handle[part],
+                    start[part],
+                    position,
+                    lengths,
+                    outputs,
+                    call=rows.call[part],
+                )
+            )
+            self._unsettled.append((slots[part], start[part], q, x[part], outputs))
         return True
+
+    def run_frame(self, request: FrameRequest) -> bool:
+        """The same for a frame that was read ahead."""
+        columns = request.columns
+        if columns is None or columns.errors or columns.is_timed or columns.end is not None:
+            return False
+        content, table = self.frames.content, self.core.table
+        length = columns.length
+        n, q = len(length), int(length[0])
+        if content.is_coded or (length != q).any() or len(self._parts(n, q)) != 1:
+            return False
+        slots, valid = table.resolve(columns.handle, columns.stream)
+        if not valid.all() or not self._is_usual(slots, columns.start):
+            return False
+        try:
+            self.frames.check_room(0)
+        except CellarError:
+            return False
+        request.columns = None  # they hold each other
+        outcome = self._commit(slots, columns.start, columns.inputs.reshape(n, q, *content.unit_shape))
+        if isinstance(outcome, CellarError):
+            self.frames.refuse(request, list(range(n)), [outcome] * n)
+            return True
+        position, lengths, outputs = outcome
+        self.core.replies.append(
+            AnswerReply(
+                request.to,
+                [request.frame_id],
+                columns.handle.tolist(),
+                columns.start.tolist(),
+                position.tolist(),
+                lengths.tolist(),
+                outputs,
+            )
+        )
+        self._unsettled.append((slots, columns.start, q, columns.inputs, outputs))
+        return True
+
+    def _parts(self, n: int, q: int) -> list[slice]:
+        """The rows of each run: one, or two where they are too much for one; none where they need the queue."""
+        scheduler = self.core.scheduler
+        if not q or scheduler.has_ready or self.frames.departing:
+            return []
+        if scheduler.fits(n, q):
+            return [slice(0, n)]
+        half = (n + 1) // 2
+        return [slice(0, half), slice(half, n)] if n > 1 and scheduler.fits(half, q) else []
+
+    def _is_usual(self, slots: np.ndarray, start: np.ndarray) -> bool:
+        """Distinct sessions without chunks in flight, each at the position where its chunk starts."""
+        table, n = self.core.table, len(slots)
+        if (start != table.accepted[slots]).any() or table.in_flight[slots].any():
+            return False
+        return n == 1 or len(set(slots.tolist())) == n
 
     def _steps(self, rows: Rows, n: int) -> int:
         """Steps of each row, 0 where they are not the same or something is odd."""
@@ -88,18 +159,18 @@ class Express:
                 table.issue(slot, UNARY_STREAM)
         rows.handle, rows.stream = table.handles(slots), np.full(len(slots), UNARY_STREAM)
 
-    def _commit(self, rows: Rows, slots: np.ndarray, start: np.ndarray, q: int, x: np.ndarray) -> None:
-        """Runs inputs x [n, q, ...] and makes the outcome the sessions'."""
-        core, table, n = self.core, self.core.table, len(slots)
+    def _commit(
+        self, slots: np.ndarray, start: np.ndarray, x: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray] | CellarError:
+        """Runs inputs x [n, q, ...] and makes the outcome the sessions': positions and emissions of each [n], and the
+        outputs float32 [n * q, ...]."""
+        core, table, (n, q) = self.core, self.core.table, x.shape[:2]
         place = span(slots)
-        state = table.state[place]
         begun = core.clock()
         try:
-            y, following = core.model.runtime.step(x, state)
+            y, following = core.model.runtime.step(x, table.state[place])
         except Exception:
-            error = self.runs.fault("a run failed", Reason.RUN_FAILED)
-            self.frames.refuse(rows, list(range(n)), [error] * n)
-            return
+            return self.runs.fault("a run failed", Reason.RUN_FAILED)
         ended = core.clock()
         self.runs.count(n, q, ended - begun)
         core.counts.queue_rows += n
@@ -108,20 +179,15 @@ class Express:
         position = start + q
         table.position[place] = table.accepted[place] = position
         table.last_use[place] = ended
-        outputs = y.reshape(n * q, *core.output_shape)
-        lengths = np.full(n, q)
-        core.replies.append(
-            RowsReply(rows.to, rows.frame_id, rows.handle, start, position, lengths, outputs, call=rows.call)
-        )
         core.durability.change(slots)
-        self._unsettled.append((slots, start, q, rows.data, outputs))
+        return position, np.full(n, q), y.reshape(n * q, *core.output_shape)
 
     def settle(self) -> None:
         """Stores the answers: what can wait until they are sent."""
         core = self.core
         for slots, start, q, data, outputs in self._unsettled:
             lengths = np.full(len(slots), q)
-            chunk = slots, start, lengths, digests(data, lengths, self.frames.content.unit_bytes)
+            chunk = slots, start, lengths, digests(data.reshape(-1), lengths, self.frames.content.unit_bytes)
             if q == 1:
                 core.answers.store_single(*chunk, outputs)
             else:
