@@ -251,7 +251,7 @@ class Engine:
                 sessions.runs.finish(self._run, self._outcome)
                 self._run = self._outcome = None
             if requests:
-                sessions.admit(requests, is_running=self._run is not None)
+                sessions.admit(requests)
             self._begin()
             sessions.settle()
             sessions.persist()

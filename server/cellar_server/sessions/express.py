@@ -1,4 +1,4 @@
-"""The short way: chunks that need no queue run at once where nothing else waits and nothing is odd about them."""
+"""The short way: chunks that came one a message run at once where nothing else waits and nothing is odd about them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from cellar_server.errors import CellarError
 from cellar_server.sessions.core import Core
 from cellar_server.sessions.digest import digests
 from cellar_server.sessions.frames import Frames
-from cellar_server.sessions.messages import UNARY_STREAM, AnswerReply, FrameRequest, Rows, RowsReply
+from cellar_server.sessions.messages import UNARY_STREAM, Rows, RowsReply
 from cellar_server.sessions.runs import Runs
 from cellar_server.sessions.table import span
 
@@ -73,43 +73,6 @@ class Express:
                 )
             )
             self._unsettled.append((slots[part], start[part], q, x[part], outputs))
-        return True
-
-    def run_frame(self, request: FrameRequest) -> bool:
-        """The same for a frame that was read ahead."""
-        columns = request.columns
-        if columns is None or columns.errors or columns.is_timed or columns.end is not None:
-            return False
-        content, table = self.frames.content, self.core.table
-        length = columns.length
-        n, q = len(length), int(length[0])
-        if content.is_coded or (length != q).any() or len(self._parts(n, q)) != 1:
-            return False
-        slots, valid = table.resolve(columns.handle, columns.stream)
-        if not valid.all() or not self._is_usual(slots, columns.start):
-            return False
-        try:
-            self.frames.check_room(0)
-        except CellarError:
-            return False
-        request.columns = None  # they hold each other
-        outcome = self._commit(slots, columns.start, columns.inputs.reshape(n, q, *content.unit_shape))
-        if isinstance(outcome, CellarError):
-            self.frames.refuse(request, list(range(n)), [outcome] * n)
-            return True
-        position, lengths, outputs = outcome
-        self.core.replies.append(
-            AnswerReply(
-                request.to,
-                [request.frame_id],
-                columns.handle.tolist(),
-                columns.start.tolist(),
-                position.tolist(),
-                lengths.tolist(),
-                outputs,
-            )
-        )
-        self._unsettled.append((slots, columns.start, q, columns.inputs, outputs))
         return True
 
     def _parts(self, n: int, q: int) -> list[slice]:

@@ -114,9 +114,9 @@ class Sessions(Verbs):
         replies, self.core.replies = self.core.replies, []
         return replies
 
-    def admit(self, requests: list[Request], *, is_running: bool = False) -> None:
+    def admit(self, requests: list[Request]) -> None:
         """Takes requests in, in order; those of one kind that stand together go in together. While a run is under way
-        (is_running) only frames may come."""
+        only frames may come."""
         self.settle()
         self.express.settle()
         now = self.core.clock()
@@ -129,8 +129,6 @@ class Sessions(Verbs):
             batch = requests[at:end]
             at = end
             if kind is FrameRequest:
-                if not is_running and self.express.run_frame(batch[0]):  # type: ignore[arg-type]
-                    del batch[0]  # those behind it wait: its answer goes first
                 self.frames.admit(batch, now)  # type: ignore[arg-type]
             elif kind is RowsWait:
                 self.rows.admit([rows for request in batch for rows in request.take()], now)  # type: ignore[union-attr]
