@@ -45,6 +45,11 @@ class Config:
     run_budget_ms: float = _option(10.0, "milliseconds that one run should take at most")
     max_queue_rows: int = _option(16_384, "rows that wait or run, of one model")
     max_queue_bytes: int = _option(256 << 20, "bytes of inputs that wait or run, of one model")
+    max_wait_s: float = _option(
+        1.0,
+        "seconds that live sessions wait at which new ones, generations and bulk work are refused and readiness is off",
+    )
+    limits: str = _option("", "TOML file of limits by caller and by model, a table [limits]; none: no such limits")
     max_message_bytes: int = _option(16 << 20, "bytes in one message")
     max_frames_in_flight: int = _option(64, "unanswered messages of one stream at which it is read no further")
     when_full: str = _option(

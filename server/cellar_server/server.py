@@ -30,6 +30,8 @@ from cellar_server.front.inference import Inference
 from cellar_server.front.models import ModelsFront
 from cellar_server.front.oip import schema as oip
 from cellar_server.front.oip.service import OpenInference
+from cellar_server.front.readiness import NAME as READINESS
+from cellar_server.front.readiness import Readiness
 from cellar_server.front.registry import Registry
 from cellar_server.front.sessions import SessionsFront
 from cellar_server.loader import Loader
@@ -77,6 +79,7 @@ class Server:
         self._store: Store | None = None
         self._grpc: Transport | None = None
         self._named: set[str] = set()
+        self._readiness = Readiness()
         self._watching: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -153,6 +156,12 @@ class Server:
     def is_serving(self) -> bool:
         return self.life is Life.SERVING
 
+    @property
+    def is_ready(self) -> bool:
+        """New callers are welcome: it serves, and is not saturated."""
+        healthy = all(engine.is_healthy for engine in self.registry.engines.values())
+        return self.is_serving and healthy and not self._readiness.is_saturated
+
     async def load_model(self, name: str) -> list[int]:
         """See Loader.load."""
         try:
@@ -168,14 +177,15 @@ class Server:
             await self._set_health()
 
     async def _watch(self) -> None:
-        """Once a second: health follows engines that stall and recover. Once a minute: what outlived its time in the
-        store goes."""
+        """Once a second: health follows engines that stall and recover, readiness their load. Once a minute: what
+        outlived its time in the store goes."""
         loop = asyncio.get_running_loop()
         states: list[bool] = []
         for second in itertools.count(1):
             await asyncio.sleep(1.0)
             found = [engine.is_healthy for engine in self.registry.engines.values()]
-            if found != states:
+            loads = [engine.load for engine in self.registry.engines.values()]
+            if self._readiness.look(max(loads, default=0.0)) or found != states:
                 states = found
                 await self._set_health()
             if self._store is not None and second % 60 == 0:
@@ -201,6 +211,7 @@ class Server:
         is_serving = self.life is Life.SERVING and all(engine.is_healthy for engine in engines.values())
         for name in ("", *SERVICES):
             await self.health.set(name, _SERVING if is_serving else _NOT_SERVING)
+        await self.health.set(READINESS, _SERVING if self.is_ready else _NOT_SERVING)
         names = {name for name, _ in (*engines, *self.registry.broken)}
         # a model that was unloaded is known and not served
         self._named |= names

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from cellar_proto.v1.inference_pb2 import Frame
 from cellar_proto.v1.models_pb2 import Counters
 from cellar_proto.v1.reason_pb2 import Reason
 
@@ -97,6 +98,9 @@ class Engine:
         self._stall_s = config.stall_s
         self._busy_since: float | None = None  # None: it waits for requests
         self._dead: CellarError | None = None
+        # of requests that came and that left the inbox: each is counted by one thread
+        self._max_inbox_bytes = config.max_queue_bytes + config.max_message_bytes
+        self._posted_bytes = self._taken_bytes = 0
 
     @property
     def is_healthy(self) -> bool:
@@ -114,6 +118,22 @@ class Engine:
         """Rows that wait or run."""
         return self._sessions.core.work.num_used
 
+    @property
+    def load(self) -> float:
+        """How close to refusing new sessions this model is: 1 and more where it does."""
+        return self._sessions.core.load
+
+    def refusal(self, frame: Frame, caller: int) -> CellarError | None:
+        """Why a frame is not worth to be handed over: all its chunks' time would be over before their turn."""
+        timeouts = frame.timeouts_ms
+        if not timeouts or not min(timeouts):
+            return None
+        try:
+            self._sessions.core.check_time(max(timeouts) / 1000, caller)
+        except CellarError as error:
+            return error
+        return None
+
     def start(self, deliver: Callable[[list[Reply]], None]) -> None:
         """Starts the thread."""
         self._deliver = deliver
@@ -121,8 +141,16 @@ class Engine:
 
     def post(self, request: Request) -> None:
         """Hands a request over; never blocks. After the thread's end it is answered with an error at once."""
-        if isinstance(request, FrameRequest) and len(request.frame.handles) >= LARGE:
-            self._sessions.read_large(request)
+        num_bytes = _num_bytes(request)
+        if num_bytes and self._posted_bytes - self._taken_bytes + num_bytes > self._max_inbox_bytes:
+            self._send(_refused(request, self._sessions.core.overloaded()))
+            return
+        self._posted_bytes += num_bytes
+        if isinstance(request, FrameRequest):
+            if request.frame.timeouts_ms:
+                request.arrived_s = self._clock()
+            if len(request.frame.handles) >= LARGE:
+                self._sessions.read_large(request)
         self._inbox.put(request)
         if not self._thread.is_alive() and self._thread.ident is not None:
             self._refuse_inbox()
@@ -249,6 +277,7 @@ class Engine:
                     if item is None:
                         continue
                     if not requests and isinstance(item, FrameRequest) and item.columns is not None:
+                        self._taken_bytes += _num_bytes(item)
                         return [item]
                     requests.append(item)
             elif not self._sessions.has_ready:
@@ -269,6 +298,7 @@ class Engine:
                     requests.append(request)  # type: ignore[arg-type]
         except queue.Empty:
             pass
+        self._taken_bytes += sum(map(_num_bytes, requests))
         return requests
 
     def _send(self, replies: list[Reply]) -> None:
@@ -298,21 +328,41 @@ class Engine:
         replies: list[Reply] = []
         try:
             while True:
-                match self._inbox.get_nowait():
-                    case FrameRequest(to=to, frame_id=frame_id):
-                        replies.append(FrameReply(to, frame_id, error))
-                    case RowsWait(take=take):
-                        replies += [reply for rows in take() for reply in refusals(rows, error)]
-                    case Rows() as rows:
-                        replies += refusals(rows, error)
-                    case StepRequest(to=to):
-                        replies.append(FrameReply(to, 0, error))
-                    case PredictRequest(to=to):
-                        replies.append(PredictReply(to, [], None, error=error))
-                    case GenerateRequest(to=to, position=position, options=options):
-                        replies.append(GenerateReply(to, [], [], b"", position, options.seed, error=error))
-                    case Call(to=to):
-                        replies.append(CallReply(to, error=error))
+                replies += _refused(self._inbox.get_nowait(), error)
         except queue.Empty:
             pass
         self._send(replies)
+
+
+def _num_bytes(request: Request) -> int:
+    """What a request holds while it waits to be taken in; 0 for what is small."""
+    match request:
+        case FrameRequest(frame=frame):
+            return frame.ByteSize()
+        case Rows(data=data):
+            return data.nbytes
+        case StepRequest(data=data) | PredictRequest(data=data):
+            return len(data)
+        case GenerateRequest(text=text, condition=condition):
+            return len(text) + len(condition)
+    return 0
+
+
+def _refused(request: Request | Ran | None, error: CellarError) -> list[Reply]:
+    """The reply to a request that is not taken in, where it has one."""
+    match request:
+        case FrameRequest(to=to, frame_id=frame_id):
+            return [FrameReply(to, frame_id, error)]
+        case RowsWait(take=take):
+            return [reply for rows in take() for reply in refusals(rows, error)]
+        case Rows() as rows:
+            return list(refusals(rows, error))
+        case StepRequest(to=to):
+            return [FrameReply(to, 0, error)]
+        case PredictRequest(to=to):
+            return [PredictReply(to, [], None, error=error)]
+        case GenerateRequest(to=to, position=position, options=options):
+            return [GenerateReply(to, [], [], b"", position, options.seed, error=error)]
+        case Call(to=to):
+            return [CallReply(to, error=error)]
+    return []

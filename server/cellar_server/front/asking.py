@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
+from contextvars import ContextVar
 from typing import Any
 
 from cellar_server.engine import Engine
@@ -25,6 +26,8 @@ from cellar_server.sessions.messages import (
 
 # Emissions that a generation may be ahead of its reader.
 CREDITS = 32
+# Number of the caller whose call is being answered, who takes turns with others.
+CALLER: ContextVar[int] = ContextVar("caller", default=0)
 
 
 class Pending:
@@ -74,7 +77,9 @@ async def ask(engine: Engine, function: Callable[[Any], Any]) -> Any:
 async def predict(engine: Engine, request: Callable[[Any], PredictRequest]) -> PredictReply:
     """The reply to whole sequences; CellarError where the call failed as a whole. A caller that goes drops it."""
     pending = Pending()
-    engine.post(request(pending))
+    made = request(pending)
+    made.caller = CALLER.get()
+    engine.post(made)
     try:
         return await pending.future
     except asyncio.CancelledError:
@@ -85,7 +90,9 @@ async def predict(engine: Engine, request: Callable[[Any], PredictRequest]) -> P
 async def step(engine: Engine, request: Callable[[Any], StepRequest]) -> AnswerReply:
     """The answer to one chunk, or the CellarError of its row."""
     pending = Pending()
-    engine.post(request(pending))
+    made = request(pending)
+    made.caller = CALLER.get()
+    engine.post(made)
     return await pending.future
 
 
@@ -102,7 +109,8 @@ async def generate(
     """The replies of one generation, the last with `finish`; CellarError. Closing it drops what is left; the engine is
     never more than CREDITS emissions ahead."""
     emissions, is_over = _Emissions(), False
-    engine.post(GenerateRequest(emissions, text, condition, options, session_id, position, deadline_s, CREDITS))
+    caller = CALLER.get()
+    engine.post(GenerateRequest(emissions, text, condition, options, session_id, position, deadline_s, CREDITS, caller))
     try:
         while not is_over:
             reply = await emissions.queue.get()

@@ -26,8 +26,9 @@ from cellar_proto.v1.tensor_pb2 import Tensor
 
 from cellar_server.engine import Engine
 from cellar_server.errors import CellarError
-from cellar_server.front.asking import earlier, generate, predict, step
+from cellar_server.front.asking import CALLER, earlier, generate, predict, step
 from cellar_server.front.messages import row_errors, tensor
+from cellar_server.front.rations import number_of
 from cellar_server.front.registry import Registry
 from cellar_server.front.status import abort
 from cellar_server.front.streams import StreamSession
@@ -53,6 +54,7 @@ class Inference(inference_pb2_grpc.InferenceServicer):
 
     async def Predict(self, request: PredictRequest, context: grpc.aio.ServicerContext) -> PredictResponse:
         try:
+            scope = self._enter(context)
             engine = self.registry.find(request.model, request.version)
             lengths = list(request.lengths)
             shape = list(request.inputs.shape)
@@ -68,19 +70,20 @@ class Inference(inference_pb2_grpc.InferenceServicer):
                 else mode not in (Mode.ONE_TO_ONE, Mode.MANY_TO_ONE)
             )
             deadline_s = _deadline(context, request.timeout_ms)
-            reply = await predict(
-                engine,
-                lambda to: messages.PredictRequest(
-                    to,
-                    lengths,
-                    request.inputs.dtype,
-                    shape,
-                    request.inputs.data,
-                    everything,
-                    deadline_s,
-                    request.is_bulk,
-                ),
-            )
+            with self.registry.rations.taken(scope, engine.name, len(lengths), sum(lengths), request.ByteSize()):
+                reply = await predict(
+                    engine,
+                    lambda to: messages.PredictRequest(
+                        to,
+                        lengths,
+                        request.inputs.dtype,
+                        shape,
+                        request.inputs.data,
+                        everything,
+                        deadline_s,
+                        request.is_bulk,
+                    ),
+                )
         except CellarError as error:
             await abort(context, error)
         return PredictResponse(
@@ -92,26 +95,28 @@ class Inference(inference_pb2_grpc.InferenceServicer):
 
     async def Step(self, request: StepRequest, context: grpc.aio.ServicerContext) -> StepResponse:
         try:
+            scope = self._enter(context)
             id = self.registry.callers.id_of(context, request.session_id)
             engine = await self.registry.holding.engine_of(id)
             inputs = request.inputs
             length = request.length or _length(engine, inputs)
             deadline_s = _deadline(context, request.timeout_ms)
-            reply = await step(
-                engine,
-                lambda to: messages.StepRequest(
-                    to,
-                    id,
-                    inputs.dtype,
-                    list(inputs.shape),
-                    inputs.data,
-                    length,
-                    position=request.position if request.HasField("position") else None,
-                    ends=request.ends,
-                    deadline_s=deadline_s,
-                    is_bulk=request.priority == Priority.BULK,
-                ),
-            )
+            with self.registry.rations.taken(scope, engine.name, 1, length, request.ByteSize()):
+                reply = await step(
+                    engine,
+                    lambda to: messages.StepRequest(
+                        to,
+                        id,
+                        inputs.dtype,
+                        list(inputs.shape),
+                        inputs.data,
+                        length,
+                        position=request.position if request.HasField("position") else None,
+                        ends=request.ends,
+                        deadline_s=deadline_s,
+                        is_bulk=request.priority == Priority.BULK,
+                    ),
+                )
         except CellarError as error:
             await abort(context, error)
         return StepResponse(
@@ -124,33 +129,45 @@ class Inference(inference_pb2_grpc.InferenceServicer):
         self, request: GenerateRequest, context: grpc.aio.ServicerContext
     ) -> AsyncIterator[GenerateResponse]:
         try:
+            scope = self._enter(context)
             session_id = request.session_id and self.registry.callers.id_of(context, request.session_id)
             engine = await self._generator(request, session_id)
             if not engine.manifest.HasField("generation"):
                 raise CellarError(Reason.UNSUPPORTED, f"model {request.model!r} does not generate")
             options = Options.from_proto(request.sampling, engine.manifest.generation, lambda: secrets.randbits(64))
-            replies = generate(
-                engine,
-                request.text,
-                request.condition.data,
-                options,
-                session_id=session_id,
-                position=request.position,
-                deadline_s=_deadline(context, request.timeout_ms),
-            )
-            async with aclosing(replies):
-                async for reply in replies:
-                    yield GenerateResponse(
-                        ids=reply.ids,
-                        log_probabilities=reply.log_probabilities,
-                        text=reply.text,
-                        position=reply.position,
-                        finish=reply.finish,
-                        seed=reply.seed,
-                        version=engine.version,
-                    )
+            with self.registry.rations.taken(scope, engine.name, 1, 1, request.ByteSize()) as ration:
+                if ration is not None:
+                    options = ration.options(request.sampling.max_steps, options)
+                replies = generate(
+                    engine,
+                    request.text,
+                    request.condition.data,
+                    options,
+                    session_id=session_id,
+                    position=request.position,
+                    deadline_s=_deadline(context, request.timeout_ms),
+                )
+                async with aclosing(replies):
+                    async for reply in replies:
+                        if ration is not None:
+                            ration.emit(len(reply.ids))
+                        yield GenerateResponse(
+                            ids=reply.ids,
+                            log_probabilities=reply.log_probabilities,
+                            text=reply.text,
+                            position=reply.position,
+                            finish=reply.finish,
+                            seed=reply.seed,
+                            version=engine.version,
+                        )
         except CellarError as error:
             await abort(context, error)
+
+    def _enter(self, context: grpc.aio.ServicerContext) -> str:
+        """The scope of the caller whose call this is, and who takes its turns from here on."""
+        scope = self.registry.callers.scope(context)
+        CALLER.set(number_of(scope, context))
+        return scope
 
     async def _generator(self, request: GenerateRequest, session_id: str) -> Engine:
         """The engine of a generation: that of its session, or of the model for a new one."""

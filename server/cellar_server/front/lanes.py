@@ -15,6 +15,7 @@ from cellar_proto.v1.tensor_pb2 import Tensor
 from cellar_server.engine import Engine
 from cellar_server.errors import CellarError
 from cellar_server.front.messages import answer_message, tensor
+from cellar_server.front.rations import number_of
 from cellar_server.front.registry import Registry
 from cellar_server.front.status import CODES, error_metadata
 from cellar_server.sessions.directory import scoped
@@ -37,6 +38,7 @@ class Lanes:
         self._server = server
         self._transport = server.transport
         self._loop = loop
+        self._callers: dict[int, int] = {}  # who takes turns for a stream, where it is a caller with a name
         self._streams: dict[
             int, Callable[[Frame], None]
         ] = {}  # what takes a frame of a stream that is no row, by number
@@ -46,10 +48,12 @@ class Lanes:
 
     # -- in ------------------------------------------------------------------------------------------------------
 
-    def open(self, engine: Engine, number: int, post: Callable[[Frame], None]) -> int:
+    def open(self, engine: Engine, number: int, post: Callable[[Frame], None], caller: int = 0) -> int:
         """The lane for a stream that opened sessions of an engine. post: takes those of its frames that must go the
         way of all others."""
         self._streams[number] = post
+        if caller not in (0, number):
+            self._callers[number] = caller
         lane = engine.number + 1
         wait = RowsWait(lambda: self._take(engine, lane))
         self._server.add_lane(lane, lambda: engine.post(wait))
@@ -58,13 +62,19 @@ class Lanes:
     def close(self, number: int) -> None:
         """A stream is gone."""
         self._streams.pop(number, None)
+        self._callers.pop(number, None)
 
     def _take(self, engine: Engine, lane: int) -> list[Rows]:
         """What waits for an engine; on the engine's thread."""
-        return [
+        taken = [
             self._rows(rest, _frame(rest), numbers, data)
             for rest, _, numbers, data, _, _ in self._transport.take_rows(lane)
         ]
+        if self._callers:
+            callers = self._callers
+            for rows in taken:
+                rows.caller = np.array([callers.get(number, number) for number in rows.stream.tolist()])
+        return taken
 
     def _rows(self, rest: bytes, frame: Frame, numbers: np.ndarray, data: np.ndarray) -> Rows:
         call, stream, frame_id, handle, position, length, first_axis, size = numbers
@@ -113,10 +123,12 @@ class Lanes:
             engines: dict[Engine | None, list[int]] = {}
             rows.ids = []
             scope = self._scope(caller)
+            if scope:
+                rows.caller = np.full(len(ids), number_of(scope))
             for i, raw in enumerate(ids):
                 id = raw.decode("utf-8", "replace")
                 rows.ids.append(id if scope is None else scoped(scope, id))
-                engines.setdefault(None if scope is None else self._engine_of(rows.ids[i]), []).append(i)
+                engines.setdefault(None if scope is None else self._engine_of(rows.ids[i], scope), []).append(i)
             for engine, places in engines.items():
                 those = rows if len(places) == len(ids) else chosen(rows, np.array(places))
                 if engine is None:
@@ -131,11 +143,13 @@ class Lanes:
         except CellarError:
             return None
 
-    def _engine_of(self, id: str) -> Engine | None:
+    def _engine_of(self, id: str, scope: str) -> Engine | None:
+        """The engine that holds a session; None where none does, and where limits have to be looked at first."""
         try:
-            return self.registry.directory.engine_of(id)
+            engine = self.registry.directory.engine_of(id)
         except CellarError:
             return None
+        return None if self.registry.rations.limits(scope, engine.name) else engine
 
     def _serve(self, rows: Rows, step: StepRequest, caller: bytes, ids: list[bytes]) -> None:
         """Steps of callers or sessions that are not known here: the method's own handler deals with each."""

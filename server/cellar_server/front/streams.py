@@ -25,6 +25,7 @@ from cellar_server.engine import Engine
 from cellar_server.errors import CellarError
 from cellar_server.front.asking import ask
 from cellar_server.front.messages import answer_message, row_errors
+from cellar_server.front.rations import Charged, Ration, number_of
 from cellar_server.front.registry import Registry
 from cellar_server.front.status import unforeseen
 from cellar_server.sessions.directory import mint, scoped, shown
@@ -52,7 +53,10 @@ class StreamSession:
         self.registry = registry
         self.number = next(_numbers) % 0xFFFFFFFE + 1
         self.scope = registry.callers.scope(context)
+        # who takes turns with others: the caller, where it has a name
+        self.caller = number_of(self.scope, context) if self.scope else self.number
         self._engines: dict[int, Engine] = {}  # whose handles were issued here, by their number
+        self._rations: dict[int, Ration] = {}  # of those engines that are limited for this caller
         # rows left of each unanswered frame, by its id; and how many messages those were, where callers repeat ids
         self._frames: dict[int, tuple[int, int]] = {}
         self._outbox: deque[StreamResponse] = deque()
@@ -110,10 +114,24 @@ class StreamSession:
                 self._send_errors(frame, CellarError(Reason.STALE_HANDLE, "no session was opened on this stream"))
                 self._settle_messages()
                 return
+        error = engine.refusal(frame, self.caller)
+        if error is not None:
+            self._fail(frame_id, error)
+            self._settle_messages()
+            return
+        to: Any = self
+        ration = self._rations.get(engine.number)
+        if ration is not None:
+            error = ration.take(rows, sum(frame.lengths) if len(frame.lengths) == rows else rows, frame.ByteSize())
+            if error is not None:
+                self._fail(frame_id, error)
+                self._settle_messages()
+                return
+            to = Charged(self, ration, rows)
         # a frame's rows are answered by several messages; its place is free when the last one is
         left, messages = self._frames.get(frame_id, (0, 0))
         self._frames[frame_id] = left + max(rows, 1), messages + 1
-        engine.post(FrameRequest(self, self.number, frame, frame_id))
+        engine.post(FrameRequest(to, self.number, frame, frame_id, self.caller))
 
     def _send_errors(self, frame: Frame, error: CellarError) -> None:
         """Refuses every row of a frame that no engine saw."""
@@ -153,6 +171,7 @@ class StreamSession:
                         count=0 if errors else message.count,
                         resume=message.resume,
                         stream=self.number,
+                        caller=self.caller,
                         max_idle_s=options.max_idle_s,
                         max_age_s=options.max_age_s,
                         grace_s=options.disconnect_grace_s if options.HasField("disconnect_grace_s") else None,
@@ -168,6 +187,9 @@ class StreamSession:
             self._fail(message.frame_id, error)
             return
         self._engines[engine.number] = engine
+        ration = registry.rations.of(self.scope, engine.name)
+        if ration is not None:
+            self._rations[engine.number] = ration
         self._open_lane(engine)
         good: list[Opened | None] = [each if isinstance(each, Opened) else None for each in opened]
         ids = list(message.ids) or [shown(each.id) if each else "" for each in good]
@@ -183,9 +205,9 @@ class StreamSession:
 
     def _open_lane(self, engine: Engine) -> None:
         """From now on frames of one row may go to the engine without this object."""
-        if self._lanes is not None and not self._has_lane:
+        if self._lanes is not None and not self._has_lane and not self._rations:  # a lane knows no limits
             self._has_lane = True
-            lane = self._lanes.open(engine, self.number, self._post)
+            lane = self._lanes.open(engine, self.number, self._post, self.caller)
             self.context.open_lane(lane, self.number, self.registry.config.max_frames_in_flight)  # type: ignore[attr-defined]
 
     def _settle_messages(self, count: int = 1) -> None:

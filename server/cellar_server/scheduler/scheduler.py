@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from cellar_server.runtime.base import Runtime
+from cellar_server.scheduler.fairness import Turns
 from cellar_server.scheduler.policy import Cost, choose
 from cellar_server.scheduler.work import Kind, Work
 
@@ -13,7 +14,8 @@ BULK_PATIENCE = 8
 
 
 class Scheduler:
-    """Ready rows of work in order of turn: a row that ran goes to the back, interactive rows go before bulk ones."""
+    """Ready rows of work in order of turn: a row that ran goes to the back, interactive rows go before bulk ones, and
+    where one run cannot take all, callers take turns."""
 
     def __init__(
         self,
@@ -32,6 +34,7 @@ class Scheduler:
         self.budget_s = budget_s
         self.is_exact = is_exact
         self._ready = np.zeros(0, np.int64)
+        self._turns = Turns(work)
 
     @property
     def has_ready(self) -> bool:
@@ -68,9 +71,13 @@ class Scheduler:
     def next(self) -> tuple[np.ndarray, int]:
         """The next run: rows of work [batch], removed from the queue, and its steps. Something must be ready."""
         work, ready = self.work, self._ready
+        waits = None
         if work.num_limited and work.is_bulk[ready].any():
             waits = work.is_bulk[ready] & (work.waited[ready] < BULK_PATIENCE) & ~work.passed[ready]
-            ready = np.concatenate([ready[~waits], ready[waits]])
+            if len(ready) <= self.max_rows:
+                ready = np.concatenate([ready[~waits], ready[waits]])
+        if len(ready) > self.max_rows:
+            ready = self._turns.order(ready, waits)
         remaining = work.steps[ready] - work.done[ready]
         remaining[work.kind[ready] == Kind.GENERATION] = 1
         places, q = choose(
@@ -85,7 +92,10 @@ class Scheduler:
         if len(rows) == len(ready):
             self._ready = ready[:0]
             work.passed[rows] = False
+            work.waited[rows] = 0
             return rows, q
+        if len(ready) > self.max_rows:
+            self._turns.serve(rows)
         stays = np.ones(len(ready), np.bool_)
         stays[places] = False
         left = ready[stays]

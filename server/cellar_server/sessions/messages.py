@@ -25,6 +25,8 @@ class FrameRequest:
     stream: int
     frame: Frame
     frame_id: int
+    caller: int = 0  # who takes turns with others; 0: the stream does
+    arrived_s: float = 0.0  # on the engine's clock, from when its timeouts count; 0: from when it is admitted
     columns: Any = None  # its rows as Columns, where the receiver read it ahead
     live: int = 0  # its rows that wait or run; the engine's own count
     deadline: np.ndarray | None = None  # of its rows [n] on the engine's clock, beside their timeouts
@@ -64,6 +66,13 @@ class Rows:
     ids: list[str] | None = None
     deadline: np.ndarray | None = None
     live: int = 0  # as in FrameRequest
+    caller: np.ndarray | None = None  # who takes turns with others; None: the streams do
+    arrived_s: float = 0.0
+
+    @property
+    def callers(self) -> np.ndarray:
+        """Who takes turns with others: [n]."""
+        return self.stream if self.caller is None else self.caller
 
     def asker(self, row: int) -> tuple[Any, int]:
         """Who asked for a row, and the id of the frame in which."""
@@ -85,9 +94,9 @@ class RowsWait:
 class StepRequest:
     """One chunk of one session, by its id and without a stream; answered by an AnswerReply or a FrameReply.
 
-    opens: the session is a new one, closed again where the chunk is refused; position: at which the chunk starts, None
-    for where the session stands; length: steps (bytes, for text); ends: the sequence ends with it; deadline_s: on the
-    engine's clock, 0 for none.
+    caller: who takes turns with others; opens: the session is a new one, closed again where the chunk is refused;
+    position: at which the chunk starts, None for where the session stands; length: steps (bytes, for text); ends: the
+    sequence ends with it; deadline_s: on the engine's clock, 0 for none.
     """
 
     to: Any
@@ -101,6 +110,7 @@ class StepRequest:
     ends: bool = False
     deadline_s: float = 0.0
     is_bulk: bool = False
+    caller: int = 0
 
 
 @dataclass(slots=True)
@@ -108,7 +118,7 @@ class PredictRequest:
     """Whole sequences from the start state; answered by one PredictReply.
 
     lengths: steps (bytes, for text) of each sequence [N]; data: the packed values; all_emissions: every emission of a
-    sequence, else the last one; deadline_s: on the engine's clock, 0 for none.
+    sequence, else the last one; deadline_s: on the engine's clock, 0 for none; caller: who takes turns with others.
     """
 
     to: Any
@@ -119,6 +129,7 @@ class PredictRequest:
     all_emissions: bool
     deadline_s: float = 0.0
     is_bulk: bool = False
+    caller: int = 0
 
 
 @dataclass(slots=True)
@@ -127,7 +138,7 @@ class GenerateRequest:
 
     text or condition: what primes it (raw text for a codec; numbers [...] otherwise); session_id: keep it under this
     id; position: emissions the caller holds already; credits: emissions that may be made before the asker must say
-    `Credit` (so that a slow reader stops its own generation only).
+    `Credit` (so that a slow reader stops its own generation only); caller: who takes turns with others.
     """
 
     to: Any
@@ -138,6 +149,7 @@ class GenerateRequest:
     position: int = 0
     deadline_s: float = 0.0
     credits: int = 32
+    caller: int = 0
 
 
 @dataclass(slots=True)

@@ -58,7 +58,7 @@ class RowsIn:
                 rows = self._give_back(rows)
             else:
                 self.express.issue(rows, slots)
-            rows = self._fit(rows)
+            rows = self._fit(self._in_time(rows, now))
             if len(rows.call):
                 self._admit(rows, now)
 
@@ -74,6 +74,26 @@ class RowsIn:
         """Answers the rows at `places` with one error."""
         if len(places):
             self.frames.refuse(rows, places.tolist(), [error] * len(places))
+
+    def _in_time(self, rows: Rows, now: float) -> Rows:
+        """Rows without those of callers all of whose chunks here would be answered too late: these are refused."""
+        timeouts = rows.frame.timeouts_ms
+        left_s = timeouts[0] / 1000 if timeouts and timeouts[0] else np.inf
+        if rows.deadline is None and left_s == np.inf:
+            return rows
+        left = np.full(len(rows.call), left_s)
+        if rows.deadline is not None:
+            left = np.minimum(left, rows.deadline - now)
+        callers, stays, before = rows.callers, np.ones(len(left), np.bool_), 0
+        for caller in np.unique(callers).tolist():
+            places = np.flatnonzero(callers == caller)
+            try:
+                self.core.check_time(float(left[places].max()), caller, before)
+                before += len(places)
+            except CellarError as error:
+                self.refuse(rows, places, error)
+                stays[places] = False
+        return rows if stays.all() else chosen(rows, np.flatnonzero(stays))
 
     def _fit(self, rows: Rows) -> Rows:
         """Rows whose bytes are what their lengths and shapes say, with these filled in; the others are refused."""
@@ -172,6 +192,7 @@ def chosen(rows: Rows, places: np.ndarray) -> Rows:
         data=np.concatenate(pieces) if pieces else rows.data[:0],
         ids=None if rows.ids is None else [rows.ids[i] for i in places.tolist()],
         deadline=None if rows.deadline is None else rows.deadline[places],
+        caller=None if rows.caller is None else rows.caller[places],
     )
 
 
@@ -185,6 +206,7 @@ def joined(requests: list[Rows]) -> Rows:
         **{name: np.concatenate([getattr(rows, name) for rows in requests]) for name in (*_COLUMNS, "data")},
         ids=None if first.ids is None else [id for rows in requests for id in rows.ids or ()],
         deadline=None if first.deadline is None else np.concatenate([rows.deadline for rows in requests]),  # type: ignore[misc]
+        caller=None if all(rows.caller is None for rows in requests) else np.concatenate([r.callers for r in requests]),
     )
 
 

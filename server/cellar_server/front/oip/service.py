@@ -14,9 +14,11 @@ from google.protobuf import message_factory
 from cellar_server import __version__
 from cellar_server.engine import Engine
 from cellar_server.errors import CellarError
+from cellar_server.front.asking import CALLER
 from cellar_server.front.oip import schema, statistics
 from cellar_server.front.oip.inference import Requests, merged
 from cellar_server.front.oip.parameters import Parameters
+from cellar_server.front.rations import number_of
 from cellar_server.front.registry import Registry
 from cellar_server.front.status import abort, unforeseen
 from cellar_server.transport.base import Transport
@@ -31,6 +33,9 @@ class Host(Protocol):
 
     @property
     def is_serving(self) -> bool: ...
+
+    @property
+    def is_ready(self) -> bool: ...
 
     async def load_model(self, name: str) -> list[int]: ...
 
@@ -68,8 +73,7 @@ class OpenInference:
         return schema.ServerLiveResponse(live=True)
 
     async def ServerReady(self, request: Any, context: grpc.aio.ServicerContext) -> Any:
-        engines = self.registry.engines.values()
-        return schema.ServerReadyResponse(ready=self.host.is_serving and all(engine.is_healthy for engine in engines))
+        return schema.ServerReadyResponse(ready=self.host.is_ready)
 
     async def ModelReady(self, request: Any, context: grpc.aio.ServicerContext) -> Any:
         try:
@@ -149,6 +153,7 @@ class OpenInference:
         deadline_s = 0.0 if left is None else time.monotonic() + left
         try:
             scope = self.registry.callers.scope(context)
+            CALLER.set(number_of(scope, context))
             engine, given = self._read_request(request, scope)
             return merged([response async for response in self._answers(request, engine, given, deadline_s, scope)])
         except CellarError as error:
@@ -161,7 +166,9 @@ class OpenInference:
         is_real = REAL_STATUS in {(key, value) for key, value in context.invocation_metadata() or ()}
         out: asyncio.Queue[tuple[Any, CellarError | None]] = asyncio.Queue()
         room = asyncio.Semaphore(self.registry.config.max_frames_in_flight)
-        reader = asyncio.ensure_future(self._read(requests, out, room, self.registry.callers.scope(context)))
+        scope = self.registry.callers.scope(context)
+        CALLER.set(number_of(scope, context))
+        reader = asyncio.ensure_future(self._read(requests, out, room, scope))
         try:
             while (item := await out.get()) is not None:
                 response, error = item
