@@ -50,7 +50,7 @@ class Meter:
         if limits.max_steps_per_s:
             self._fill(now)
             missing = min(steps, limits.burst) - self._level
-            if missing > 0:
+            if missing > 1e-6:  # sums of parts of steps are not exact
                 what = f"{self.what} is over its rate of {limits.max_steps_per_s:g} steps a second"
                 return _overloaded(what, missing / limits.max_steps_per_s)
         return None

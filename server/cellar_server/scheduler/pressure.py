@@ -6,8 +6,6 @@ import numpy as np
 
 from cellar_server.scheduler.scheduler import Scheduler
 
-# Runs whose rows may all wait without a thought of overload.
-FREE_RUNS = 2
 # How much of the measured speed is that of older runs.
 _MEMORY = 0.9
 
@@ -41,18 +39,18 @@ class Pressure:
         self._begun = (now, rows) if self._scheduler.has_ready else None
 
     def wait_s(self, caller: int, before: int = 0) -> float:
-        """Seconds until a caller's next row would run; before: rows that come ahead of it and are not ready yet. 0
-        where a few runs take all."""
+        """Seconds until the run of a caller's next row would be over; before: rows that come ahead of it and are not
+        ready yet. 0 where one run takes all."""
         if self.is_low(before):
             return 0.0
         callers, counts, ordered, sums = self._look()
         at = int(np.searchsorted(callers, caller))
         own = int(counts[at]) if at < len(callers) and callers[at] == caller else 0
-        return (_up_to(own + 1, ordered, sums) + before) * self.s_per_row
+        return (_up_to(own + 1, ordered, sums) + before + self._scheduler.max_rows) * self.s_per_row
 
     def backlog_s(self, caller: int) -> float:
         """Seconds of waiting that whoever is live has already, in the eyes of a caller who wants more: what a single
-        other caller has ready beyond all the rest does not count. 0 where a few runs take all."""
+        other caller has ready beyond all the rest does not count. 0 where one run takes all."""
         if self.is_low():
             return 0.0
         callers, counts, ordered, sums = self._look()
@@ -62,8 +60,8 @@ class Pressure:
         return _up_to(level, ordered, sums) * self.s_per_row
 
     def is_low(self, before: int = 0) -> bool:
-        """A few runs take all that is ready."""
-        return len(self._scheduler.ready) + before <= FREE_RUNS * self._scheduler.max_rows
+        """One run takes all that is ready: nobody waits."""
+        return len(self._scheduler.ready) + before <= self._scheduler.max_rows
 
     def _look(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         ready, seen = self._scheduler.ready, self._seen

@@ -58,10 +58,12 @@ class Scheduler:
         self._ready = self._ready[~np.isin(self._ready, rows)]
 
     def take_late(self, now: float) -> np.ndarray:
-        """Removes and returns the ready rows whose deadline has passed."""
+        """Removes and returns the ready rows whose deadline has passed; where one run cannot take all, also those
+        whose deadline passes before the run is over: others can have their places."""
         if not self.work.num_limited:
             return self._ready[:0]
-        late = self.work.deadline[self._ready] <= now
+        ahead_s = float(self.cost(self.max_rows, 1)) if len(self._ready) > self.max_rows else 0.0
+        late = self.work.deadline[self._ready] <= now + ahead_s
         if not late.any():
             return self._ready[:0]
         rows = self._ready[late]

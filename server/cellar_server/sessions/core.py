@@ -27,6 +27,8 @@ RETRY_AFTER_MS, MAX_RETRY_MS = 20, 10_000
 # Part of the queue that is left to chunks of live sessions: new sessions, sequences and bulk work are refused before.
 LIVE_PART = 0.25
 
+# Part of its time after which work may be expected to have run: the rest is for the way there and back.
+WAIT_PART = 0.6
 LATE = "its time was over before it was computed"
 
 
@@ -133,14 +135,16 @@ class Core:
         return max(by_rows, self.pressure.backlog_s(-1) / self.config.max_wait_s)
 
     def check_time(self, left_s: float, caller: int, before: int = 0) -> None:
-        """CellarError DEADLINE_EXCEEDED for work whose time is over, OVERLOADED where it would be over before its turn.
-        left_s: seconds that are left, inf for no deadline; before: rows that are about to be queued ahead of it."""
+        """CellarError DEADLINE_EXCEEDED for work whose time is over, OVERLOADED where it would probably be over before
+        its answer. left_s: seconds that are left, inf for no deadline; before: rows that are about to be queued ahead
+        of it."""
         if left_s <= 0:
             raise CellarError(Reason.DEADLINE_EXCEEDED, LATE)
         if left_s < float("inf") and not self.pressure.is_low(before):
             wait_s = self.pressure.wait_s(caller, before)
-            if wait_s > left_s:
-                raise self.overloaded(wait_s - left_s)
+            if wait_s > WAIT_PART * left_s:
+                # at the latest when half of what waits has run, so that the queue is never empty meanwhile
+                raise self.overloaded(min(wait_s - WAIT_PART * left_s, wait_s / 2))
 
     def overloaded(self, wait_s: float | None = None) -> CellarError:
         """OVERLOADED, to be tried again after so many seconds (None: when what waits now has run)."""
