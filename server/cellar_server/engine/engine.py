@@ -77,16 +77,20 @@ class Engine:
         self.version: int = model.manifest.version
         self.number = directory.add_engine(self)
         self._clock = clock
-        self._sessions = Sessions(
-            model,
-            config,
-            directory,
-            self.number,
-            clock=clock,
-            cost=cost or Cost.measure(model.runtime),
-            first_ticket=secrets.randbits(32),
-            store=store,
-        )
+        try:
+            self._sessions = Sessions(
+                model,
+                config,
+                directory,
+                self.number,
+                clock=clock,
+                cost=cost or Cost.measure(model.runtime),
+                first_ticket=secrets.randbits(32),
+                store=store,
+            )
+        except Exception:
+            directory.remove_engine(self.number)  # its memory cannot be had
+            raise
         self.num_restored = self._sessions.custody.restore()
         self._inbox: queue.SimpleQueue[Request | Ran | None] = queue.SimpleQueue()
         self._deliver: Callable[[list[Reply]], None] = lambda replies: None
