@@ -32,6 +32,7 @@ from cellar_server.front.oip import schema as oip
 from cellar_server.front.oip.service import OpenInference
 from cellar_server.front.readiness import NAME as READINESS
 from cellar_server.front.readiness import Readiness
+from cellar_server.front.reading import Reader
 from cellar_server.front.registry import Registry
 from cellar_server.front.sessions import SessionsFront
 from cellar_server.loader import Loader
@@ -96,7 +97,7 @@ class Server:
         server = open_transport(
             self.config.transport,
             max_message_bytes=self.config.max_message_bytes,
-            interceptors=(Guard(callers),) if callers.is_on else (),
+            interceptors=(Reader(), *((Guard(callers),) if callers.is_on else ())),
         )
         lanes = open_lanes(self.registry, server, loop)
         inference_pb2_grpc.add_InferenceServicer_to_server(Inference(self.registry, lanes), server)

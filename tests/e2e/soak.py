@@ -12,6 +12,7 @@ import argparse
 import json
 import os
 import random
+import re
 import signal
 import statistics
 import sys
@@ -35,6 +36,7 @@ from tests.fakes.zoo import write_counter
 
 ACT = "inform(name='red door cafe';goodformeal='breakfast';area='cathedral hill';kidsallowed='no')"
 MAX_SESSIONS = 400
+_WATCHED = re.compile(r"watched tasks=(\d+) objects=(\d+)")
 WARM_UP = 0.3  # part of the run that is not compared
 FLAGS = ["--max-sessions", str(MAX_SESSIONS), "--when-full", "spill", "--max-idle-s", "20", "--drain-s", "5"]
 
@@ -275,8 +277,8 @@ class Soak:
         self.report.idle_before = self._look()
         pauses = {self.churn: 0.01, self.crowd: 0.005, self.frames: 0.01, self.generate: 0.1}
         pauses |= {self.read_slowly: 0.1, self.reload: 0.25}
-        threads = [threading.Thread(target=self._drive, args=each) for each in pauses.items()]
-        threads.append(threading.Thread(target=self._probe))
+        threads = [threading.Thread(target=self._drive, args=each, daemon=True) for each in pauses.items()]
+        threads.append(threading.Thread(target=self._probe, daemon=True))
         begun = time.monotonic()
         for thread in threads:
             thread.start()
@@ -309,9 +311,10 @@ class Soak:
         until = time.monotonic() + 10
         while tasks < 0 and time.monotonic() < until:
             time.sleep(0.01)
-            for line in [line for line in list(self.server.log) if line.startswith("watched ")]:
-                tasks, objects = (int(part.partition("=")[2]) for part in line.split()[1:])
-                self.server.log.remove(line)  # each is read once
+            for line in list(self.server.log):
+                if match := _WATCHED.fullmatch(line):
+                    tasks, objects = int(match[1]), int(match[2])
+                    self.server.log.remove(line)  # each is read once
         with self._lock:
             latencies, self._latencies = self._latencies, []
         return Look(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
 import signal
 import sys
 
@@ -23,7 +24,8 @@ class WatchedServer(Server):
 
     def _say(self) -> None:
         gc.collect()
-        print(f"watched tasks={len(asyncio.all_tasks())} objects={len(gc.get_objects())}", file=sys.stderr, flush=True)
+        line = f"\nwatched tasks={len(asyncio.all_tasks())} objects={len(gc.get_objects())}\n"
+        os.write(2, line.encode())  # in one piece, whoever else writes
 
 
 if __name__ == "__main__":
