@@ -23,13 +23,13 @@ BYTES = (
 
 
 class Mutator:
-    """Makes StreamRequests for a stream with these open handles; the same seed makes the same ones."""
+    """Makes StreamRequests for a stream with these open handles; what is drawn follows from the seed."""
 
-    def __init__(self, seed: int, handles: list[int], model: str) -> None:
+    def __init__(self, seed: int, handles: list[int], model: str, positions: dict[int, int] | None = None) -> None:
         self.rng = random.Random(seed)
         self.handles = handles
         self.model = model
-        self.positions = dict.fromkeys(handles, 0)
+        self.positions = {} if positions is None else positions  # where sessions stand, as answers say it
 
     def message(self) -> bytes:
         """One message, serialised: in one of three only its bytes are spoilt, in one of ten nothing is."""
@@ -52,7 +52,9 @@ class Mutator:
         if kind < 0.05:
             return StreamRequest(close=CloseSessions(frame_id=1, handles=[rng.randrange(2**64)]))
         chosen = rng.sample(self.handles, rng.choice([1, 1, 2, 3, min(40, len(self.handles))]))
-        frame = Frame(frame_id=rng.randrange(1000), handles=chosen, positions=[self.positions[h] for h in chosen])
+        frame = Frame(
+            frame_id=rng.randrange(1000), handles=chosen, positions=[self.positions.get(h, 0) for h in chosen]
+        )
         lengths = [rng.randint(1, 3)] * len(chosen)
         frame.lengths.extend(lengths if rng.random() < 0.5 else lengths[:1])
         frame.inputs.CopyFrom(Tensor(data=bytes(8 * sum(lengths))))

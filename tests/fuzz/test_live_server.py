@@ -45,11 +45,12 @@ class Fuzzed:
         ready: list[bytes] = [opens.SerializeToString()]
         is_open = threading.Event()
         handles: list[int] = []
+        positions: dict[int, int] = {}
 
         def requests():  # type: ignore[no-untyped-def]
             yield ready[0]
             assert is_open.wait(30)
-            mutator = Mutator(seed, handles, "counter")
+            mutator = Mutator(seed, handles, "counter", positions)
             for _ in range(count):
                 self.sent += 1
                 yield mutator.message()
@@ -67,6 +68,9 @@ class Fuzzed:
                 assert error.reason != Reason.REASON_UNSPECIFIED, error
                 assert error.reason not in (Reason.INTERNAL, Reason.RUN_FAILED), error
                 self.reasons[Reason.Name(error.reason)] += 1
+            if kind == "answer":  # most frames go on where their sessions stand, so that there is something to spoil
+                positions.update({h: p for h, p in zip(message.handles, message.positions, strict=True) if p})
+                self.reasons["answered"] += len(message.handles) - len(message.errors)
             if kind == "opened":  # what was opened goes with the stream only where it says so
                 self.reasons["opened"] += len(message.handles)
 

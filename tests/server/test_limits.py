@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from cellar_proto.v1.inference_pb2 import Frame
+from cellar_proto.v1.reason_pb2 import Reason
 from cellar_proto.v1.tensor_pb2 import Tensor
 from cellar_server.errors import CellarError
 from cellar_server.front.rations import Rations
@@ -14,7 +15,7 @@ from cellar_server.front.readiness import LOOKS_OFF, LOOKS_ON, Readiness
 from cellar_server.limits import Limits, LimitTable
 from cellar_server.runtime.base import StartupError
 from cellar_server.sampling.sampler import Options
-from cellar_server.sessions.directory import SCOPE_END
+from cellar_server.sessions.directory import SCOPE_END, scoped
 from cellar_server.sessions.messages import (
     FrameReply,
     FrameRequest,
@@ -23,6 +24,7 @@ from cellar_server.sessions.messages import (
     PredictRequest,
     StepRequest,
 )
+from cellar_server.sessions.quota import Quota
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -308,3 +310,35 @@ def test_readiness_goes_and_comes_back_without_flapping() -> None:
     assert readiness.is_saturated
     assert [readiness.look(load) for load in (0.8, 0.2, 0.7, *[0.1] * LOOKS_ON)] == [False] * (2 + LOOKS_ON) + [True]
     assert not readiness.is_saturated
+
+
+# -- sessions --------------------------------------------------------------------------------------------------------
+
+
+def test_sessions_are_counted_however_they_come_and_go() -> None:
+    bench = Bench(counter_model(), max_idle_s=10)
+    quota = Quota(LimitTable(Limits(max_sessions=3), models={"counter": Limits(max_sessions=5)}))
+    bench.directory._quota = quota
+    sessions = bench.sessions
+
+    def open_for(caller: str, id: str) -> str:
+        (opened,) = sessions.open([scoped(caller + SCOPE_END, id)])
+        return reason_of(opened) if isinstance(opened, CellarError) else ""
+
+    assert [open_for("alice", str(i)) for i in range(4)] == ["", "", "", "OVERLOADED"]
+    with pytest.raises(CellarError, match="limit of 3"):
+        sessions.fork(ALICE + "0", ALICE + "fork")
+    assert [open_for("bob", str(i)) for i in range(3)] == ["", "", "OVERLOADED"]  # the model has its five
+    sessions.close(ALICE + "0")
+    sessions.fork(ALICE + "1", ALICE + "fork")
+    assert open_for("alice", "another") == "OVERLOADED"
+    sessions.close(ALICE + "fork")
+    assert open_for("alice", "1") == "SESSION_EXISTS"
+    state = sessions.export(ALICE + "1")
+    sessions.import_state(state, ALICE + "copy")
+    bench.clock.now += 11
+    sessions.expire()
+    assert open_for("alice", "new") == ""
+    sessions.close_all(CellarError(Reason.SESSION_CLOSED, "unloaded"))
+    assert not quota._callers
+    assert not quota._models
