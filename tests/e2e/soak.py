@@ -135,10 +135,10 @@ class Soak:
     def churn(self, rng: random.Random, client: cellar_client.Client) -> Iterator[None]:
         """Sessions of a few chunks: closed, left to expire, forked, or copied by export and import."""
         while True:
-            session = client.session("counter", keep=True, max_idle_s=rng.choice([0.0, 1.0]))
+            kind = rng.choice(["close", "expire", "fork", "copy"])
+            session = client.session("counter", keep=True, max_idle_s=5.0 if kind == "expire" else 0.0)
             total = self._walk("steps", rng, session, 0.0)
             yield
-            kind = rng.choice(["close", "expire", "fork", "copy"])
             if kind in ("fork", "copy"):
                 twin = session.fork() if kind == "fork" else client.import_session(session.export())
                 self._walk(kind, rng, twin, total)

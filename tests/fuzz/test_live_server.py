@@ -13,7 +13,8 @@ import pytest
 from cellar_proto.v1.inference_pb2 import OpenSessions, StreamRequest, StreamResponse
 from cellar_proto.v1.models_pb2 import GetModelRequest
 from cellar_proto.v1.models_pb2_grpc import ModelsStub
-from cellar_proto.v1.reason_pb2 import Reason
+from cellar_proto.v1.reason_pb2 import Error, Reason
+from cellar_server.front.status import ERROR_KEY
 
 from benchmarks.serving import Served, served
 from tests.fakes.zoo import write_counter
@@ -39,7 +40,16 @@ class Fuzzed:
         self.sent = 0
 
     def send(self, seed: int, count: int) -> None:
-        """One stream of `count` messages; each is answered, or the stream says why not."""
+        """One stream of `count` messages, or up to one that is no protobuf: that ends it, with a Reason."""
+        try:
+            self._send(seed, count)
+            return
+        except grpc.RpcError as error:
+            metadata = dict(error.trailing_metadata() or ())  # type: ignore[attr-defined]
+        assert Error.FromString(metadata[ERROR_KEY]).reason == Reason.INVALID_REQUEST
+        self.reasons["torn"] += 1
+
+    def _send(self, seed: int, count: int) -> None:
         opens = StreamRequest(open=OpenSessions(model="counter", count=SESSIONS))
         opens.open.options.disconnect_grace_s = 0.0
         ready: list[bytes] = [opens.SerializeToString()]
@@ -88,13 +98,12 @@ def fuzz(tmp_path: Path, frames: int) -> Fuzzed:
     with served(tmp_path / "zoo", extra=["--max-sessions", "4096", "--max-idle-s", "2"]) as server:
         fuzzed = Fuzzed(server)
         warm = min(frames // 4, 60_000)
-        sent = seed = 0
+        seed = 0
         files = resident = 0
-        while sent < frames:
-            count = min(PER_STREAM, frames - sent)
-            fuzzed.send(seed, count)
-            sent, seed = sent + count, seed + 1
-            if not files and sent >= warm:
+        while fuzzed.sent < frames:
+            fuzzed.send(seed, min(PER_STREAM, frames - fuzzed.sent))
+            seed += 1
+            if not files and fuzzed.sent >= warm:
                 files, resident = fuzzed.files(), server.resident_bytes()
         until = time.monotonic() + 30
         while fuzzed.live_sessions() and time.monotonic() < until:

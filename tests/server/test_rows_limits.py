@@ -26,9 +26,11 @@ def rows(handles: list[int], stream: int, timeout_ms: int = 0, caller: int | Non
     def full(value: int) -> np.ndarray:
         return np.full(n, value, np.int64)
 
+    frame = Frame(timeouts_ms=[timeout_ms] if timeout_ms else [])
     return Rows(
         Calls(),
-        Frame(timeouts_ms=[timeout_ms] if timeout_ms else []),
+        frame.SerializeToString(),
+        frame,
         np.array(handles, np.uint64),
         full(stream),
         np.arange(n, dtype=np.uint64),

@@ -29,6 +29,7 @@ from cellar_server.errors import CellarError
 from cellar_server.front.asking import CALLER, earlier, generate, predict, step
 from cellar_server.front.messages import row_errors, tensor
 from cellar_server.front.rations import number_of
+from cellar_server.front.reading import check
 from cellar_server.front.registry import Registry
 from cellar_server.front.status import abort
 from cellar_server.front.streams import StreamSession
@@ -129,6 +130,7 @@ class Inference(inference_pb2_grpc.InferenceServicer):
         self, request: GenerateRequest, context: grpc.aio.ServicerContext
     ) -> AsyncIterator[GenerateResponse]:
         try:
+            check(request)
             scope = self._enter(context)
             session_id = request.session_id and self.registry.callers.id_of(context, request.session_id)
             engine = await self._generator(request, session_id)
@@ -182,7 +184,10 @@ class Inference(inference_pb2_grpc.InferenceServicer):
         return self.registry.find_for_new(request.model, request.version)
 
     async def Stream(self, requests: AsyncIterator[StreamRequest], context: grpc.aio.ServicerContext) -> None:
-        await StreamSession(context, self.registry, self._lanes).run()
+        try:
+            await StreamSession(context, self.registry, self._lanes).run()
+        except CellarError as error:
+            await abort(context, error)
 
 
 def _length(engine: Engine, inputs: Tensor) -> int:

@@ -16,8 +16,8 @@ _OURS = ("/cellar.v1.", "/inference.")
 
 
 class Reader(grpc.aio.ServerInterceptor):
-    """Reads the messages of our services. A torn one ends a unary call with INVALID_REQUEST; on a stream it counts as
-    an empty one, which the stream refuses and goes on. Without this the transport ends the call with a bare code."""
+    """Reads the messages of our services. A torn one ends a unary call with INVALID_REQUEST; streams and generations
+    get None in its place, and end themselves (`check`). Without this the transport ends the call with a bare code."""
 
     async def intercept_service(
         self,
@@ -28,7 +28,7 @@ class Reader(grpc.aio.ServerInterceptor):
         if handler is None or not details.method.startswith(_OURS):
             return handler
         if handler.request_streaming or handler.response_streaming:
-            read = _reading(handler.request_deserializer, handler.request_deserializer(b""))
+            read = _reading(handler.request_deserializer)
             if handler.request_streaming and handler.response_streaming:
                 return grpc.stream_stream_rpc_method_handler(handler.stream_stream, read, handler.response_serializer)
             if handler.request_streaming:
@@ -36,22 +36,30 @@ class Reader(grpc.aio.ServerInterceptor):
             return grpc.unary_stream_rpc_method_handler(handler.unary_stream, read, handler.response_serializer)
 
         async def answer(request: Any, context: grpc.aio.ServicerContext) -> Any:
-            if request is None:
-                await abort(context, CellarError(Reason.INVALID_REQUEST, "the message cannot be read"))
+            try:
+                check(request)
+            except CellarError as error:
+                await abort(context, error)
             return await handler.unary_unary(request, context)
 
         return grpc.unary_unary_rpc_method_handler(
-            answer, _reading(handler.request_deserializer, None), handler.response_serializer
+            answer, _reading(handler.request_deserializer), handler.response_serializer
         )
 
 
-def _reading(deserialize: Callable[[bytes], Any], torn: Any) -> Callable[[bytes], Any]:
-    """The same, with `torn` in place of what cannot be read."""
+def check(request: Any) -> None:
+    """CellarError INVALID_REQUEST for a message that could not be read."""
+    if request is None:
+        raise CellarError(Reason.INVALID_REQUEST, "the message cannot be read")
+
+
+def _reading(deserialize: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
+    """The same, with None in place of what cannot be read."""
 
     def read(data: bytes) -> Any:
         try:
             return deserialize(data)
         except DecodeError:
-            return torn
+            return None
 
     return read

@@ -26,6 +26,7 @@ from cellar_server.errors import CellarError
 from cellar_server.front.asking import ask
 from cellar_server.front.messages import answer_message, row_errors
 from cellar_server.front.rations import Charged, Ration, number_of
+from cellar_server.front.reading import check
 from cellar_server.front.registry import Registry
 from cellar_server.front.status import unforeseen
 from cellar_server.sessions.directory import mint, scoped, shown
@@ -65,7 +66,7 @@ class StreamSession:
         self._is_half_closed = False
 
     async def run(self) -> None:
-        """The whole life of the stream."""
+        """The whole life of the stream; INVALID_REQUEST after a message that cannot be read."""
         writer = asyncio.ensure_future(self._write())
         is_cancelled = True
         try:
@@ -90,6 +91,7 @@ class StreamSession:
             request: StreamRequest = await self.context.read()
             if request is grpc.aio.EOF:
                 return
+            check(request)
             kind = request.WhichOneof("kind")
             if kind == "frame":
                 self._post(request.frame)

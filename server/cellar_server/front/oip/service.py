@@ -19,6 +19,7 @@ from cellar_server.front.oip import schema, statistics
 from cellar_server.front.oip.inference import Requests, merged
 from cellar_server.front.oip.parameters import Parameters
 from cellar_server.front.rations import number_of
+from cellar_server.front.reading import check
 from cellar_server.front.registry import Registry
 from cellar_server.front.status import abort, unforeseen
 from cellar_server.transport.base import Transport
@@ -203,6 +204,7 @@ class OpenInference:
     async def _answer(self, request: Any, out: asyncio.Queue[Any], scope: str) -> None:
         """Puts the answers of one request into `out`, then (None, None): its place is free."""
         try:
+            check(request)
             engine, given = self._read_request(request, scope)
             wants_empty_final, is_decoupled = given.wants_empty_final, self._requests.signature(engine).is_decoupled
             held = None
@@ -231,7 +233,9 @@ class OpenInference:
                 _flag_final(held, True)
                 out.put_nowait((schema.ModelStreamInferResponse(infer_response=held), None))
         except CellarError as error:
-            response = schema.ModelInferResponse(model_name=request.model_name, id=request.id)
+            response = schema.ModelInferResponse()
+            if request is not None:
+                response.model_name, response.id = request.model_name, request.id
             response.parameters["reason"].string_param = Reason.Name(error.reason)
             _flag_final(response, True)
             message = schema.ModelStreamInferResponse(error_message=_text(error), infer_response=response)
