@@ -70,17 +70,27 @@ class StreamSession:
         writer = asyncio.ensure_future(self._write())
         is_cancelled = True
         try:
-            await self._read()
+            torn = await self._read_all()
             self._is_half_closed = True
             _wake(self._writer_waits)
             await writer
             is_cancelled = False
+            if torn is not None:  # what came before it is answered first
+                raise torn
         finally:
             writer.cancel()
             if self._has_lane:
                 self._lanes.close(self.number)
             for engine in self._engines.values():
                 engine.post(StreamClosed(self.number, is_cancelled))
+
+    async def _read_all(self) -> CellarError | None:
+        """Reads to the end, or to a message that cannot be read."""
+        try:
+            await self._read()
+        except CellarError as error:
+            return error
+        return None
 
     async def _read(self) -> None:
         limit = self.registry.config.max_frames_in_flight
