@@ -25,7 +25,7 @@ $(DEV): $(SERVE)
 	$(PIP) -e '.[client,score,server,models,dev]'
 	@touch $@
 
-.PHONY: help demo test test-all serve native train lint check proto bench fuzz soak lock audit clean
+.PHONY: help demo test test-all serve native train lint check proto config-docs bench bench-native fuzz soak lock audit clean
 
 help: ## print this help
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -59,13 +59,19 @@ lint: $(DEV) ## style and the one-way imports
 
 check: lint test demo ## everything a change must pass
 
+config-docs: $(DEV) ## write docs/configuration.md again after a change of an option
+	$(BIN)/cellar-server --print-config-docs > docs/configuration.md
+
 proto: | $(BIN)/python ## generate the stubs again after an edit of a .proto file
 	$(PIP) grpcio-tools==1.76.0 'hatchling>=1.27'
 	$(BIN)/python hatch_build.py
 
-bench: $(DEV) ## measure, beside the ceilings, in one run
+bench: $(DEV) bench-native ## measure, beside the ceilings, in one run
 	$(BIN)/python -m benchmarks
 
+bench-native: ## build the load generator of `make bench` (C++; needs cmake and libgrpc++-dev)
+	cmake -S benchmarks/native -B build/native
+	cmake --build build/native
 fuzz: $(DEV) ## coverage-guided fuzzing of all parsers (FUZZ_S=60 seconds each)
 	$(PIP) 'atheris>=3.0; python_version < "3.14" and platform_system == "Linux"'
 	for target in $(FUZZ_TARGETS); do $(BIN)/python -m tests.fuzz $$target --seconds $(FUZZ_S) || exit 1; done
@@ -84,4 +90,4 @@ audit: | $(BIN)/python ## look up what is pinned in the database of known vulner
 	$(BIN)/pip-audit --strict --require-hashes -r requirements.lock
 
 clean: ## remove the virtual environment and the generated stubs
-	rm -rf $(VENV) proto/cellar_proto/v1/*_pb2* proto/cellar_proto/oip/*.binpb
+	rm -rf $(VENV) build/native proto/cellar_proto/v1/*_pb2* proto/cellar_proto/oip/*.binpb

@@ -33,14 +33,19 @@ class Ceiling:
             bound.bind_ortvalue_output(name, onnxruntime.OrtValue.ortvalue_from_numpy(np.empty(shape, np.float32)))
         return bound
 
-    def steps_per_s(self, batch: int, window_s: float) -> float:
-        """One step a run at this batch, over and over."""
-        bound = self.binding(np.random.default_rng(0).standard_normal((1, batch, WIDTH)).astype(np.float32))
+    def steps_per_s(self, rows: int, window_s: float, steps: int = 1) -> float:
+        """Runs of so many rows and steps, over and over."""
+        bound = self.binding(np.random.default_rng(0).standard_normal((steps, rows, WIDTH)).astype(np.float32))
         started, runs = time.perf_counter(), 0
         while time.perf_counter() - started < window_s:
             self.session.run_with_iobinding(bound)
             runs += 1
-        return runs * batch / (time.perf_counter() - started)
+        return runs * rows * steps / (time.perf_counter() - started)
+
+    def alone(self, sequence: np.ndarray) -> np.ndarray:
+        """Emissions of a sequence [length, 64] in a run of its own: the batch of one, bit by bit."""
+        states = {part: np.zeros((1, 1, HIDDEN), np.float32) for part in PARTS}
+        return self.session.run(["yt"], {"xt": np.ascontiguousarray(sequence[:, None]), **states})[0][:, 0]
 
     def rows_per_s(self, sequences: list[np.ndarray]) -> float:
         """Sequences [length, 64] grouped by length, 256 a run; sequences a second, gathering included."""

@@ -33,11 +33,12 @@ def _weights(hidden: int) -> list[onnx.TensorProto]:
     return [*tensors, numpy_helper.from_array(np.array([1]), "one"), numpy_helper.from_array(np.array([0]), "zero")]
 
 
-def _body(hidden: int) -> list[onnx.NodeProto]:
-    """xt [time, batch, 64], h and c [1, batch, hidden] -> yt [time, batch, 64], next h and c."""
+def _body(hidden: int, lengths: str = "") -> list[onnx.NodeProto]:
+    """xt [time, batch, 64], h and c [1, batch, hidden] -> yt [time, batch, 64], next h and c.
+    lengths: the input that is sequence_lens."""
     nodes, x = [], "xt"
     for k in (0, 1):
-        inputs = [x, f"w{k}", f"r{k}", f"b{k}", "", f"h{k}", f"c{k}"]
+        inputs = [x, f"w{k}", f"r{k}", f"b{k}", lengths, f"h{k}", f"c{k}"]
         nodes += [
             helper.make_node("LSTM", inputs, [f"y{k}", f"next_h{k}", f"next_c{k}"], hidden_size=hidden),
             helper.make_node("Squeeze", [f"y{k}", "one"], [f"x{k + 1}"]),
@@ -54,7 +55,11 @@ def _save(nodes: list, inputs: dict[str, list], outputs: dict[str, list], path: 
     used = {name for node in nodes for name in node.input}
 
     def values(shapes: dict[str, list]) -> list[onnx.ValueInfoProto]:
-        return [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in shapes.items()]
+        kinds = {"lengths": TensorProto.INT32}
+        return [
+            helper.make_tensor_value_info(name, kinds.get(name, TensorProto.FLOAT), shape)
+            for name, shape in shapes.items()
+        ]
 
     graph = helper.make_graph(
         nodes, NAME, values(inputs), values(outputs), [w for w in _weights(hidden) if w.name in used]
@@ -64,11 +69,14 @@ def _save(nodes: list, inputs: dict[str, list], outputs: dict[str, list], path: 
     onnx.save(model, path)
 
 
-def write_ceiling(path: Path) -> None:
-    """The bare network: time first, plain h and c inputs."""
+def write_ceiling(path: Path, *, is_padded: bool = False) -> None:
+    """The bare network: time first, plain h and c inputs; where padded, with `lengths` int32 [batch] beside them."""
     states = {name: [1, "batch", HIDDEN] for name in PARTS}
     nexts = {f"next_{name}": [1, "batch", HIDDEN] for name in PARTS}
-    _save(_body(HIDDEN), {"xt": ["time", "batch", WIDTH], **states}, {"yt": ["time", "batch", WIDTH], **nexts}, path)
+    lengths = {"lengths": ["batch"]} if is_padded else {}
+    inputs = {"xt": ["time", "batch", WIDTH], **lengths, **states}
+    body = _body(HIDDEN, "lengths" if is_padded else "")
+    _save(body, inputs, {"yt": ["time", "batch", WIDTH], **nexts}, path)
 
 
 def write_entry(zoo: Path, hidden: int = HIDDEN) -> Path:

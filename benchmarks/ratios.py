@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,29 @@ def compare(ours: Callable[[], float], ceiling: Callable[[], float], num_pairs: 
     if not is_warm:
         ours(), ceiling()
     return ratio(order, [ours() if arm == "A" else ceiling() for arm in order])
+
+
+def rounds(arms: Mapping[str, Callable[[], T]], num_rounds: int, *, is_warm: bool = False) -> dict[str, list[T]]:
+    """A window of each arm a round, in turn forwards and backwards (ABC, CBA, ...); what each arm's windows gave.
+
+    One round before them is not counted, unless the arms are warm already.
+    """
+    if not is_warm:
+        for window in arms.values():
+            window()
+    measured: dict[str, list[T]] = {name: [] for name in arms}
+    for at in range(num_rounds):
+        for name in arms if at % 2 == 0 else reversed(arms):
+            measured[name].append(arms[name]())
+    return measured
+
+
+def ratio_of(ours: Sequence[float], theirs: Sequence[float]) -> Ratio:
+    """The ratio of two arms of `rounds`, round by round."""
+    if len(ours) != len(theirs):
+        raise ValueError("windows come in pairs")
+    order = ["A", "B"] * len(ours)
+    return ratio(order, [value for pair in zip(ours, theirs, strict=True) for value in pair])
 
 
 def sequence_lengths(count: int, seed: int = 1) -> np.ndarray:

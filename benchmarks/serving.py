@@ -56,6 +56,11 @@ class Served:
         pages = int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1])
         return pages * os.sysconf("SC_PAGE_SIZE")
 
+    def cpu_s(self) -> float:
+        """Seconds of processor time that the process has used so far, all its threads (Linux)."""
+        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
 
 def command_line(models: Path = ZOO, extra: Sequence[str] = ()) -> list[str]:
     """The `cellar-server` beside this interpreter, on a free port of the loopback."""

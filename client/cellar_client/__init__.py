@@ -2,6 +2,7 @@
 
 from cellar_client.aio import AsyncClient, AsyncSession
 from cellar_client.client import Client, Session
+from cellar_client.credentials import Credentials
 from cellar_client.emissions import Emissions
 from cellar_client.errors import (
     AnswerExpired,
@@ -9,6 +10,7 @@ from cellar_client.errors import (
     DeadlineExceeded,
     ModelNotFound,
     NonFiniteInput,
+    NotAllowed,
     Overloaded,
     PositionConflict,
     PositionGap,
@@ -18,6 +20,7 @@ from cellar_client.errors import (
     SessionNotFound,
     ShapeMismatch,
     StaleHandle,
+    Unauthenticated,
     Unavailable,
 )
 from cellar_client.messages import ModelInfo, SessionInfo, Token
@@ -29,6 +32,7 @@ __all__ = [
     "AsyncSession",
     "CellarError",
     "Client",
+    "Credentials",
     "DeadlineExceeded",
     "Emissions",
     "FrameAnswer",
@@ -36,6 +40,7 @@ __all__ = [
     "ModelInfo",
     "ModelNotFound",
     "NonFiniteInput",
+    "NotAllowed",
     "Overloaded",
     "PositionConflict",
     "PositionGap",
@@ -48,5 +53,6 @@ __all__ = [
     "ShapeMismatch",
     "StaleHandle",
     "Token",
+    "Unauthenticated",
     "Unavailable",
 ]

@@ -14,6 +14,8 @@ from cellar_proto.v1 import inference_pb2_grpc, models_pb2, sessions_pb2
 from cellar_proto.v1.inference_pb2 import OpenedSessions, StreamRequest
 
 from cellar_client.book import SessionBook, checked, rows_of
+from cellar_client.credentials import Credentials, Pem
+from cellar_client.credentials import Token as BearerToken
 from cellar_client.emissions import Emissions
 from cellar_client.errors import (
     CellarError,
@@ -33,7 +35,6 @@ from cellar_client.messages import (
     ModelInfo,
     SessionInfo,
     Token,
-    call_metadata,
     channel_options,
     import_request,
     mint_id,
@@ -59,15 +60,17 @@ class AsyncWire:
 
     async def _read(self) -> None:
         error: CellarError = Unavailable("the stream has ended")
+        was_live = False
         try:
             async for response in self._call:
+                was_live = True
                 kind = response.WhichOneof("kind")
                 message = getattr(response, kind)
                 for frame_id in set(message.frame_ids) if kind == "answer" else [message.frame_id]:
                     if frame_id in self._waiting:
                         self._waiting[frame_id].put_nowait((kind, frame_id, message))
         except grpc.RpcError as failure:
-            error = ended(failure)
+            error = ended(failure, was_live=was_live)
         self.error = error
         for each in set(self._waiting.values()):
             each.put_nowait(error)
@@ -129,16 +132,26 @@ class AsyncClient:
         servers: str | Sequence[str] = "127.0.0.1:50051",
         *,
         timeout: float = 30.0,
-        token: str = "",
+        token: BearerToken = "",
+        tls: bool = False,
+        root_certificates: Pem = None,
+        certificate: Pem = None,
+        key: Pem = None,
+        server_name: str = "",
         keepalive_s: float = 5.0,
     ) -> None:
+        self._credentials = Credentials(token, tls, root_certificates, certificate, key, server_name)
         self.timeout = timeout
         options = channel_options(keepalive_s)
-        self._links = Links(servers, lambda address: grpc.aio.insecure_channel(address, options=options))
-        self._metadata = call_metadata(token)
+        self._links = Links(servers, lambda address: self._credentials.connect(grpc.aio, address, options))
         self._codecs: dict[tuple[str, int], Codec] = {}
         self._wire: AsyncWire | None = None
         self._wire_link: Link | None = None
+
+    @property
+    def _metadata(self) -> tuple[tuple[str, str], ...]:
+        """Of a call that is made now."""
+        return self._credentials.metadata()
 
     async def __aenter__(self) -> AsyncClient:
         return self
@@ -155,7 +168,7 @@ class AsyncClient:
 
     async def _ask(self, service: str, method: str, request: Any, timeout_s: float | None = None) -> Any:
         """The answer to a call that may be made twice, of the first server that gives one."""
-        tries, patience = Tries(self._links), Patience(timeout_s or self.timeout)
+        tries, patience = Tries(self._links), Patience(timeout_s or self.timeout, len(self._links))
         while True:
             link = self._links.current
             try:
@@ -249,7 +262,7 @@ class AsyncClient:
         """Emissions as they are made: `async for token in client.generate(...)`."""
         options = sampling(seed=seed, max_steps=max_steps, temperature=temperature, top_k=top_k, top_p=top_p, stop=stop)
         request = generate_request(model, condition, options, session_id, position, version)
-        book = GenerationBook(request, timeout or self.timeout)
+        book = GenerationBook(request, timeout or self.timeout, len(self._links))
         while not book.finish:
             link = self._links.current
             call = link.inference.Generate(book._request, timeout=book._patience.left_s, metadata=self._metadata)
@@ -297,12 +310,15 @@ class AsyncClient:
         codec = await self._codec(found.model, found.version)
         return AsyncSession(self, codec, found.id, found.position, keep=keep)
 
-    async def sessions(self, model: str = "") -> list[SessionInfo]:
-        """All open sessions, of one model or of all."""
+    async def sessions(self, model: str = "", *, all_callers: bool = False) -> list[SessionInfo]:
+        """All open sessions of this caller, or of all callers where it has the right to see them, of one model or of
+        all."""
         found: list[SessionInfo] = []
         token = ""
         while True:
-            request = sessions_pb2.ListSessionsRequest(model=model, page_size=1000, page_token=token)
+            request = sessions_pb2.ListSessionsRequest(
+                model=model, page_size=1000, page_token=token, all_callers=all_callers
+            )
             page = await self._ask("sessions", "ListSessions", request)
             found += [session_info(session) for session in page.sessions]
             token = page.next_page_token
@@ -373,7 +389,7 @@ class AsyncSession(SessionBook):
 
     async def _answer(self, chunk: Chunk, timeout_s: float) -> Emissions:
         """The answer to a chunk, however often the server went away meanwhile."""
-        patience = Patience(timeout_s)
+        patience = Patience(timeout_s, len(self._client._links))
         while self._replay.is_full:
             await asyncio.sleep(patience.pause_s(Unavailable("what was sent is not durable yet")))
             self._stored((await self.info()).durable_position)
@@ -470,7 +486,7 @@ class AsyncFrameStream(FrameBook):
     async def open(self, sessions: int | Sequence[str], *, resume: bool = False, max_idle_s: float = 0.0) -> list[str]:
         """Opens so many sessions, or sessions of these ids (with `resume`: takes up open ones); their ids."""
         request = self._open_request(self._next_id(), sessions, resume, max_idle_s)
-        patience = Patience(self._timeout_s)
+        patience = Patience(self._timeout_s, len(self._links))
         while True:
             try:
                 return self._take_opened(await self._wire.ask(request.open.frame_id, request, patience.left_s))
@@ -513,7 +529,7 @@ class AsyncFrameStream(FrameBook):
         return self._ready.popleft() if self._ready else await self._pull(timeout_s or self._timeout_s)
 
     async def _pull(self, timeout_s: float) -> FrameAnswer:
-        patience = Patience(timeout_s)
+        patience = Patience(timeout_s, len(self._links))
         while True:
             try:
                 if self._torn:
@@ -570,7 +586,7 @@ class AsyncFrameStream(FrameBook):
 
     async def close_sessions(self) -> None:
         """Closes all sessions of the stream; what is not answered yet is not waited for."""
-        patience = Patience(self._timeout_s)
+        patience = Patience(self._timeout_s, len(self._links))
         while self.ids:
             try:
                 if self._torn:

@@ -16,6 +16,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from cellar_client import credentials
 from cellar_client.client import Client
 from cellar_client.emissions import Emissions
 from cellar_client.errors import CellarError
@@ -39,9 +40,11 @@ def _parser() -> argparse.ArgumentParser:
     where = os.environ.get("CELLAR_SERVER", "127.0.0.1:50051")
     server_help = "HOST:PORT, or several by commas (default: CELLAR_SERVER, else 127.0.0.1:50051)"
     parser.add_argument("--server", default=where, help=server_help)
+    credentials.add_arguments(parser)
     # before or behind the command
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--server", default=argparse.SUPPRESS, help=server_help)
+    credentials.add_arguments(common, default=argparse.SUPPRESS)
     shown = argparse.ArgumentParser(add_help=False)
     shown.add_argument("--json", action="store_true", help="print JSON")
     verbs = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -75,6 +78,7 @@ def _parser() -> argparse.ArgumentParser:
     sessions.add_argument("verb", nargs="?", choices=["list", "close"], default="list")
     sessions.add_argument("id", nargs="?")
     sessions.add_argument("--model", default="")
+    sessions.add_argument("--all", action="store_true", help="list: those of all callers, where one may see them")
     sessions.set_defaults(run=_sessions)
 
     scoring = verbs.add_parser("score", parents=[common], help="score a file")
@@ -110,8 +114,8 @@ def _table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
 
 
 def _client(options: argparse.Namespace) -> Client:
-    """To the servers of `--server`, as the caller of CELLAR_TOKEN."""
-    return Client(options.server.split(","), token=os.environ.get("CELLAR_TOKEN", ""))
+    """To the servers of `--server`, as the caller that the flags and the environment say."""
+    return Client(options.server.split(","), **credentials.from_arguments(vars(options)))
 
 
 def _models(options: argparse.Namespace) -> int:
@@ -224,12 +228,13 @@ def _sessions(options: argparse.Namespace) -> int:
             closed = client.close_session(options.id)
             print(json.dumps(asdict(closed)) if options.json else f"closed {closed.id} at position {closed.position}")
             return 0
-        sessions = client.sessions(options.model)
+        sessions = client.sessions(options.model, all_callers=options.all)
     if options.json:
         print(json.dumps([asdict(session) for session in sessions]))
         return 0
-    rows = [(s.id, s.model, s.position, f"{s.age_s:.0f} s", f"{s.idle_s:.0f} s") for s in sessions]
-    _table(("SESSION", "MODEL", "POSITION", "AGE", "IDLE"), rows)
+    columns = ("SESSION", "MODEL", "POSITION", "AGE", "IDLE", *(["CALLER"] if options.all else []))
+    rows = [(s.id, s.model, s.position, f"{s.age_s:.0f} s", f"{s.idle_s:.0f} s", s.caller) for s in sessions]
+    _table(columns, [row[: len(columns)] for row in rows])
     return 0
 
 

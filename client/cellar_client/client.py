@@ -13,6 +13,8 @@ import numpy as np
 from cellar_proto.v1 import inference_pb2, models_pb2, sessions_pb2
 
 from cellar_client.book import SessionBook, checked, rows_of
+from cellar_client.credentials import Credentials, Pem
+from cellar_client.credentials import Token as BearerToken
 from cellar_client.emissions import Emissions
 from cellar_client.errors import CellarError, SessionNotFound, StoreFailed, Unavailable, typed
 from cellar_client.generation import GenerationBook, generate_request
@@ -22,7 +24,6 @@ from cellar_client.messages import (
     ModelInfo,
     SessionInfo,
     Token,
-    call_metadata,
     channel_options,
     import_request,
     mint_id,
@@ -43,8 +44,9 @@ class Client:
     client = Client("127.0.0.1:50051")
     client.predict("sentiment", "a gripping film from start to finish").label
 
-    servers: addresses, of which one is used until it does not answer; token: a bearer token, for servers that ask for
-    one; keepalive_s: a server that leaves a ping unanswered for half of that is gone (0: no pings).
+    servers: addresses, of which one is used until it does not answer; token, tls, root_certificates, certificate, key,
+    server_name: see Credentials; keepalive_s: a server that leaves a ping unanswered for half of that is gone (0: no
+    pings).
     """
 
     def __init__(
@@ -52,17 +54,27 @@ class Client:
         servers: str | Sequence[str] = "127.0.0.1:50051",
         *,
         timeout: float = 30.0,
-        token: str = "",
+        token: BearerToken = "",
+        tls: bool = False,
+        root_certificates: Pem = None,
+        certificate: Pem = None,
+        key: Pem = None,
+        server_name: str = "",
         keepalive_s: float = 5.0,
     ) -> None:
+        self._credentials = Credentials(token, tls, root_certificates, certificate, key, server_name)
         self.timeout = timeout
         options = channel_options(keepalive_s)
-        self._links = Links(servers, lambda address: grpc.insecure_channel(address, options=options))
-        self._metadata = call_metadata(token)
+        self._links = Links(servers, lambda address: self._credentials.connect(grpc, address, options))
         self._codecs: dict[tuple[str, int], Codec] = {}
         self._wire: Wire | None = None
         self._wire_link: Link | None = None
         self._lock = threading.Lock()
+
+    @property
+    def _metadata(self) -> tuple[tuple[str, str], ...]:
+        """Of a call that is made now."""
+        return self._credentials.metadata()
 
     def __enter__(self) -> Client:
         return self
@@ -79,7 +91,7 @@ class Client:
 
     def _ask(self, service: str, method: str, request: Any, timeout_s: float | None = None) -> Any:
         """The answer to a call that may be made twice, of the first server that gives one."""
-        tries, patience = Tries(self._links), Patience(timeout_s or self.timeout)
+        tries, patience = Tries(self._links), Patience(timeout_s or self.timeout, len(self._links))
         while True:
             link = self._links.current
             try:
@@ -233,12 +245,15 @@ class Client:
         found = self._ask("sessions", "GetSession", sessions_pb2.GetSessionRequest(id=session_id))
         return Session(self, self._codec(found.model, found.version), found.id, found.position, keep=keep)
 
-    def sessions(self, model: str = "") -> list[SessionInfo]:
-        """All open sessions, of one model or of all."""
+    def sessions(self, model: str = "", *, all_callers: bool = False) -> list[SessionInfo]:
+        """All open sessions of this caller, or of all callers where it has the right to see them, of one model or of
+        all."""
         found: list[SessionInfo] = []
         token = ""
         while True:
-            request = sessions_pb2.ListSessionsRequest(model=model, page_size=1000, page_token=token)
+            request = sessions_pb2.ListSessionsRequest(
+                model=model, page_size=1000, page_token=token, all_callers=all_callers
+            )
             page = self._ask("sessions", "ListSessions", request)
             found += [session_info(session) for session in page.sessions]
             token = page.next_page_token
@@ -276,7 +291,7 @@ class Generation(GenerationBook, Iterator[Token]):
     """A running generation: iterate over its tokens. See GenerationBook for its attributes."""
 
     def __init__(self, client: Client, request: inference_pb2.GenerateRequest, timeout_s: float) -> None:
-        super().__init__(request, timeout_s)
+        super().__init__(request, timeout_s, len(client._links))
         self._client = client
         self._ready: list[Token] = []
         self._begin()
@@ -350,7 +365,7 @@ class Session(SessionBook):
 
     def _answer(self, chunk: Chunk, timeout_s: float) -> Emissions:
         """The answer to a chunk, however often the server went away meanwhile."""
-        patience = Patience(timeout_s)
+        patience = Patience(timeout_s, len(self._client._links))
         while self._replay.is_full:
             time.sleep(patience.pause_s(Unavailable("what was sent is not durable yet")))
             self._stored((self.info()).durable_position)

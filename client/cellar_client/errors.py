@@ -4,7 +4,7 @@ CellarError
 ├── RequestError: what was sent cannot be taken, now or later
 │   ├── InvalidRequest, DtypeMismatch, ShapeMismatch, EmptyInput, NonFiniteInput, OutOfVocabulary, InvalidText
 │   ├── InvalidCondition, InvalidSampling, TooLarge, Unsupported, DuplicateSession
-│   └── ModelNotFound, ModelBroken, ModelBusy, Unauthenticated
+│   └── ModelNotFound, ModelBroken, ModelBusy, Unauthenticated, NotAllowed
 ├── SessionError: the session is not what the caller believes it to be
 │   ├── SessionNotFound, SessionExists, SessionExpired, SessionClosed, SessionLost, StaleHandle
 │   ├── PositionGap, PositionConflict, AnswerExpired
@@ -125,6 +125,10 @@ class Unauthenticated(RequestError):
     reason = Reason.UNAUTHENTICATED
 
 
+class NotAllowed(RequestError):
+    reason = Reason.NOT_ALLOWED
+
+
 class SessionNotFound(SessionError):
     reason = Reason.SESSION_NOT_FOUND
 
@@ -238,10 +242,15 @@ def from_rpc(error: grpc.RpcError) -> CellarError:
     return Unavailable(f"no answer from the server ({code.name}: {details})")
 
 
-def ended(error: grpc.RpcError) -> CellarError:
-    """Why a stream is over. One that this side cancelled, to go to another server, is no answer like any other."""
+def ended(error: grpc.RpcError, *, was_live: bool) -> CellarError:
+    """Why a stream is over. One that this side cancelled, to go to another server, is no answer like any other. One
+    whose token was good when it began (`was_live`) is begun again, with a token of now: that one may be refused."""
     found = from_rpc(error)
-    return Unavailable("the stream was left") if type(found) is Cancelled else found
+    if type(found) is Cancelled:
+        return Unavailable("the stream was left")
+    if type(found) is Unauthenticated and was_live:
+        return Unavailable(f"the stream has ended: {found.message}")
+    return found
 
 
 @contextmanager

@@ -34,9 +34,9 @@ class GenerationBook:
     `text` so far, `seed`, `finish` ("end", "max_steps", "stop"; "" while it goes on), `position`: emissions held.
     """
 
-    def __init__(self, request: GenerateRequest, timeout_s: float) -> None:
+    def __init__(self, request: GenerateRequest, timeout_s: float, num_servers: int = 1) -> None:
         self._request = request
-        self._patience = Patience(timeout_s)
+        self._patience = Patience(timeout_s, num_servers)
         self._was_broken = False
         self.text = ""
         self.seed: int | None = None

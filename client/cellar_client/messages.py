@@ -46,11 +46,6 @@ def channel_options(keepalive_s: float) -> list[tuple[str, int]]:
     return options
 
 
-def call_metadata(token: str) -> tuple[tuple[str, str], ...]:
-    """What every call of a caller with a bearer token carries."""
-    return (("authorization", f"Bearer {token}"),) if token else ()
-
-
 @dataclass(frozen=True)
 class ModelInfo:
     """A model on the server. mode: "many-to-one" and so on; shapes: of one step; error: why it does not serve."""
@@ -83,7 +78,8 @@ class ModelInfo:
 
 @dataclass(frozen=True)
 class SessionInfo:
-    """A session on the server; times in seconds, max_age_s 0 for none; position in the model's unit."""
+    """A session on the server; times in seconds, max_age_s 0 for none; position in the model's unit;
+    caller: whose it is, where the sessions of all callers were asked for."""
 
     id: str
     model: str
@@ -94,6 +90,7 @@ class SessionInfo:
     max_idle_s: float
     max_age_s: float
     durable_position: int
+    caller: str = ""
 
 
 @dataclass(frozen=True)
@@ -178,6 +175,7 @@ def session_info(message: sessions_pb2.Session) -> SessionInfo:
         message.max_idle_s,
         message.max_age_s,
         message.durable_position,
+        message.caller,
     )
 
 

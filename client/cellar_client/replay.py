@@ -36,9 +36,11 @@ def is_passing(error: CellarError) -> bool:
 
 
 class Patience:
-    """When to try again: delays that double, jittered, within the call's time."""
+    """When to try again: delays that double, jittered, within the call's time. num_servers: that stand for one another;
+    one that is stopping is not waited for where there are others."""
 
-    def __init__(self, timeout_s: float) -> None:
+    def __init__(self, timeout_s: float, num_servers: int = 1) -> None:
+        self._num_servers = num_servers
         self._until = time.monotonic() + timeout_s
         self._delay_s = 0.05
         self.num_pauses = 0
@@ -52,7 +54,8 @@ class Patience:
         over."""
         if not is_passing(error):
             raise error
-        pause = error.retry_after_s or self._delay_s * random.uniform(0.5, 1.0)
+        is_elsewhere = isinstance(error, ShuttingDown) and self._num_servers > 1
+        pause = (0.0 if is_elsewhere else error.retry_after_s) or self._delay_s * random.uniform(0.5, 1.0)
         self._delay_s = min(2 * self._delay_s, 1.0)
         if time.monotonic() + pause >= self._until:
             raise error

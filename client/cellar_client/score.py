@@ -20,7 +20,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from cellar_client import tables
+from cellar_client import credentials, tables
 from cellar_client.client import Client
 from cellar_client.groups import units
 from cellar_client.scorer import Answers, Options, Scorer
@@ -48,7 +48,7 @@ def score(options: Options) -> Summary:
     begun = time.perf_counter()
     partial = options.output.with_name(options.output.name + ".partial")
     with (
-        Client(options.server.split(","), timeout=options.timeout_s, token=options.token) as client,
+        Client(options.server.split(","), timeout=options.timeout_s, **options.credentials) as client,
         tables.Reader(options.input, BATCH_ROWS) as reader,
     ):
         scorer = Scorer(client, options, reader.columns)
@@ -125,7 +125,7 @@ def run(arguments: argparse.Namespace) -> int:
             arguments.in_flight,
             arguments.version,
             is_quiet=arguments.quiet,
-            token=os.environ.get("CELLAR_TOKEN", ""),
+            credentials=credentials.from_arguments(vars(arguments)),
         )
     )
     print(f"{arguments.output}: {summary}", file=sys.stderr)

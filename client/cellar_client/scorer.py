@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,8 @@ from cellar_client.messages import ModelInfo
 @dataclass(frozen=True)
 class Options:
     """What to score. text: the column of texts; features: columns of one step's numbers (or one column of lists of
-    steps); group_by: column whose runs of equal keys are sequences; in_flight: batches on their way at once."""
+    steps); group_by: column whose runs of equal keys are sequences; in_flight: batches on their way at once;
+    credentials: arguments of Client."""
 
     model: str
     input: Path
@@ -34,7 +35,7 @@ class Options:
     version: int = 0
     timeout_s: float = 300.0
     is_quiet: bool = False
-    token: str = ""
+    credentials: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Answers:

@@ -38,11 +38,13 @@ class Wire:
 
     def _read(self) -> None:
         error: CellarError = Unavailable("the stream has ended")
+        was_live = False
         try:
             for response in self._call:
+                was_live = True
                 self._hand_out(response)
         except grpc.RpcError as failure:
-            error = ended(failure)
+            error = ended(failure, was_live=was_live)
         with self._lock:
             self.error = error
             waiting = list(self._waiting.values())
@@ -147,7 +149,7 @@ class FrameStream(FrameBook):
         """Opens so many sessions, or sessions of these ids (with `resume`: takes up open ones); their ids. They become
         the stream's rows, behind those that it has. The first refusal is raised, and none becomes a row."""
         request = self._open_request(self._next_id(), sessions, resume, max_idle_s)
-        patience = Patience(self._timeout_s)
+        patience = Patience(self._timeout_s, len(self._links))
         while True:
             try:
                 return self._take_opened(self._wire.ask(request.open.frame_id, request, patience.left_s))
@@ -196,7 +198,7 @@ class FrameStream(FrameBook):
         return self._ready.popleft() if self._ready else self._pull(timeout_s or self._timeout_s)
 
     def _pull(self, timeout_s: float) -> FrameAnswer:
-        patience = Patience(timeout_s)
+        patience = Patience(timeout_s, len(self._links))
         while True:
             try:
                 if self._torn:
@@ -253,7 +255,7 @@ class FrameStream(FrameBook):
 
     def close_sessions(self) -> None:
         """Closes all sessions of the stream; what is not answered yet is not waited for."""
-        patience = Patience(self._timeout_s)
+        patience = Patience(self._timeout_s, len(self._links))
         while self.ids:
             try:
                 if self._torn:

@@ -1,29 +1,35 @@
-"""The server's configuration: flags over environment over defaults. The environment is read here and nowhere else."""
+"""The server's configuration: flags over environment over a file over defaults. The environment is read here and
+nowhere else."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import ipaddress
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+import tomllib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cellar_server.rights import Rights
 from cellar_server.runtime.base import StartupError
+from cellar_server.tables import kind_of, option, parse_all, refuse_unknown, table_of, value_of
 
 ZOO = Path("models/zoo")
 # A handle has 24 bits for the session's place.
 MAX_SESSIONS = 1 << 24
+# Signatures that a token's reader cannot make itself. HS256 and its like share a secret, "none" has no signature.
+JWT_ALGORITHMS = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA")
 
-
-def _option(default: Any, help: str, choices: tuple[str, ...] = ()) -> Any:
-    return field(default=default, metadata={"help": help, "choices": choices})
+_option = option
 
 
 @dataclass(frozen=True)
 class Config:
-    """What a server is told at its start. A field is a flag (--max-sessions) and a variable (CELLAR_MAX_SESSIONS)."""
+    """What a server is told at its start. A field is a key of the file (max_sessions), a variable of the environment
+    (CELLAR_MAX_SESSIONS) and a flag (--max-sessions); tables are in the file only."""
 
     listen: str = _option("127.0.0.1:50051", "address to listen on, HOST:PORT; port 0 takes a free one")
     transport: str = _option(
@@ -71,9 +77,29 @@ class Config:
     store_sync: bool = _option(False, "each write is on the disk before it counts (fsync): survives a power loss")
     lease_s: float = _option(5.0, "seconds without Redis after which other servers may take up a server's sessions")
     stall_s: float = _option(30.0, "seconds in one run or one write after which a model's health is NOT_SERVING")
+    insecure_listen: bool = _option(
+        False, "listen beyond the loopback without TLS, or without asking callers who they are"
+    )
+    tls_cert: str = _option("", "file of the server's certificate and those between it and its authority, PEM")
+    tls_key: str = _option("", "file of that certificate's private key, PEM, without a passphrase")
+    tls_client_ca: str = _option(
+        "", "file of authorities, PEM: callers must present a certificate of one of them, whose subject is their name"
+    )
     tokens: str = _option(
         "",
         "file of callers, a line each: sha256 of a bearer token in hexadecimal, then a name; none: all may call",
+    )
+    jwks: str = _option("", "file of an issuer's public keys (JWKS): its tokens (JWT) are taken, their sub is the name")
+    jwt_issuer: str = _option("", "the iss that a JWT must have")
+    jwt_audience: str = _option("", "the aud that a JWT must have, or have among others")
+    jwt_algorithms: str = _option(
+        "RS256,PS256,ES256,EdDSA", f"signatures of a JWT that are taken, by commas, of {' '.join(JWT_ALGORITHMS)}"
+    )
+    jwt_leeway_s: float = _option(10.0, "seconds by which the clocks of the issuer and the server may differ")
+    rights: Mapping[str, Rights] = table_of(
+        Rights,
+        "what callers may do, by their names or patterns of them; several that fit add up. Without any: all callers "
+        "may call all models, and only where nobody is asked who they are also load and unload them",
     )
     drain_s: float = _option(10.0, "seconds that accepted work gets to finish when the server stops")
     log_level: str = _option("info", "least severe messages logged", ("debug", "info", "warning", "error"))
@@ -84,7 +110,7 @@ class Config:
             raise StartupError(f"listen: {self.listen!r} is not HOST:PORT")
         for each in dataclasses.fields(self):
             value = getattr(self, each.name)
-            least = 0 if each.name in ("max_age_s", "drain_s", "answer_bytes") else 1e-9
+            least = 0 if each.name in ("max_age_s", "drain_s", "answer_bytes", "jwt_leeway_s") else 1e-9
             if isinstance(value, int | float) and not isinstance(value, bool) and not value >= least:
                 raise StartupError(f"{each.name}: {value} is too small")
             if each.name == "max_sessions" and value > MAX_SESSIONS:
@@ -93,6 +119,44 @@ class Config:
                 raise StartupError("when_full: to spill sessions needs a store, and a durability other than none")
             if each.metadata["choices"] and value not in each.metadata["choices"]:
                 raise StartupError(f"{each.name}: {value!r} is not one of {', '.join(each.metadata['choices'])}")
+        self._check_callers()
+
+    def _check_callers(self) -> None:
+        if bool(self.tls_cert) != bool(self.tls_key):
+            raise StartupError("tls_cert and tls_key: one does not do without the other")
+        if self.tls_client_ca and not self.tls_cert:
+            raise StartupError("tls_client_ca: callers present certificates over TLS only, which needs tls_cert")
+        if len({bool(self.jwks), bool(self.jwt_issuer), bool(self.jwt_audience)}) > 1:
+            raise StartupError("jwks, jwt_issuer and jwt_audience: JWT are checked by all three, or not taken")
+        for name in self.jwt_algorithms.split(","):
+            if name not in JWT_ALGORITHMS:
+                raise StartupError(f"jwt_algorithms: {name!r} is not one of {', '.join(JWT_ALGORITHMS)}")
+        if self.insecure_listen or self.is_loopback:
+            return
+        beyond = f"listen: {self.listen} is beyond the loopback, and"
+        otherwise = "; see docs/security.md, or set insecure_listen"
+        if not self.tls_cert:
+            what = (
+                "tokens would travel in the clear" if self.asks_who_calls else "what is sent would travel in the clear"
+            )
+            raise StartupError(f"{beyond} {what}: give tls_cert and tls_key{otherwise}")
+        if not self.asks_who_calls:
+            what = "everybody who reaches it could call: give tokens, jwks or tls_client_ca"
+            raise StartupError(f"{beyond} {what}{otherwise}")
+
+    @property
+    def is_loopback(self) -> bool:
+        """Only this machine reaches the server."""
+        host = self.listen.rpartition(":")[0].strip("[]")
+        try:
+            return ipaddress.ip_address(host).is_loopback
+        except ValueError:
+            return host == "localhost"
+
+    @property
+    def asks_who_calls(self) -> bool:
+        """Calls of nobody in particular are refused."""
+        return bool(self.tokens or self.jwks or self.tls_client_ca)
 
     @property
     def is_storing(self) -> bool:
@@ -100,32 +164,87 @@ class Config:
         return self.store != "memory" and self.durability != "none"
 
 
+@dataclass(frozen=True)
+class Settings:
+    """A configuration, and where each of its values came from."""
+
+    config: Config
+    origins: Mapping[str, str]
+    action: str = ""  # what is asked for in place of serving: "check" or "document"
+    path: str = ""  # of the file, where there is one
+    again: Callable[[], Settings] | None = None  # reads it all once more; StartupError
+
+
 def from_args(arguments: Sequence[str] | None = None, environment: Mapping[str, str] = os.environ) -> Config:
     """The configuration of a command line; StartupError for a value that cannot be."""
+    return read(arguments, environment).config
+
+
+def read(arguments: Sequence[str] | None = None, environment: Mapping[str, str] = os.environ) -> Settings:
+    """The configuration of a command line, its environment and the file that either names. StartupError."""
+    given = vars(_parser().parse_args(arguments))
+    path = given["config"] if given["config"] is not None else environment.get("CELLAR_CONFIG", "")
+    values, origins = _read_file(path) if path else ({}, {})
+    for each in dataclasses.fields(Config):
+        origins.setdefault(each.name, "default")
+        if "table" in each.metadata:
+            continue
+        variable, flag = f"CELLAR_{each.name.upper()}", "--" + each.name.replace("_", "-")
+        for text, origin in ((environment.get(variable), variable), (given[each.name], flag)):
+            if text is not None:
+                values[each.name] = _convert(each.name, text, type(each.default))
+                origins[each.name] = origin
+    return Settings(Config(**values), origins, given["action"] or "", path, lambda: read(arguments, environment))
+
+
+def _parser() -> argparse.ArgumentParser:
     from cellar_server import __version__
 
     parser = argparse.ArgumentParser(
         prog="cellar-server",
         description="Serve trained recurrent networks over gRPC and keep their hidden state between requests.",
-        epilog="Each option may also come from the environment: --max-sessions as CELLAR_MAX_SESSIONS.",
+        epilog="Each option may also come from the environment, --max-sessions as CELLAR_MAX_SESSIONS, and from the "
+        "file, as max_sessions. Flags are the strongest, then the environment, then the file.",
+        allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"cellar-server {__version__}")
+    parser.add_argument("--config", metavar="FILE", help="TOML file of options and tables (or CELLAR_CONFIG)")
+    for flag, action, help in (
+        (
+            "--check-config",
+            "check",
+            "print the configuration and where each value came from, and end: 0 where it can be",
+        ),
+        ("--print-config-docs", "document", "print what every option is, in Markdown, and end"),
+    ):
+        parser.add_argument(flag, dest="action", action="store_const", const=action, help=help)
     for each in dataclasses.fields(Config):
-        parser.add_argument(
-            "--" + each.name.replace("_", "-"),
-            help=f"{each.metadata['help']} (default {each.default})",
-            metavar=each.name.upper(),
-            **({"nargs": "?", "const": "true"} if isinstance(each.default, bool) else {}),
-        )
-    given = vars(parser.parse_args(arguments))
-    values: dict[str, Any] = {}
-    for each in dataclasses.fields(Config):
-        text = given[each.name]
-        if text is None:
-            text = environment.get(f"CELLAR_{each.name.upper()}")
-        if text is not None:
-            values[each.name] = _convert(each.name, text, type(each.default))
-    return Config(**values)
+        if "table" not in each.metadata:
+            parser.add_argument(
+                "--" + each.name.replace("_", "-"),
+                help=f"{each.metadata['help']} (default {each.default})".replace("%", "%%"),
+                metavar=each.name.upper(),
+                **({"nargs": "?", "const": "true"} if isinstance(each.default, bool) else {}),
+            )
+    return parser
+
+
+def _read_file(path: str) -> tuple[dict[str, Any], dict[str, str]]:
+    """Values of a file, and their origins."""
+    try:
+        found = tomllib.loads(Path(path).read_text("utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise StartupError(f"config: {path} cannot be read: {error}") from None
+    fields = {each.name: each for each in dataclasses.fields(Config)}
+    refuse_unknown(found, fields, path)
+    values = {}
+    for name, value in found.items():
+        table = fields[name].metadata.get("table")
+        if table is not None:
+            values[name] = parse_all(table, value, name)
+        else:
+            values[name] = value_of(value, kind_of(fields[name], Config), f"{path}: {name}")
+    return values, dict.fromkeys(found, path)
 
 
 def _convert(name: str, text: str, kind: type) -> Any:

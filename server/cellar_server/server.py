@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import itertools
 import logging
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from enum import Enum
 from typing import TYPE_CHECKING
 
@@ -20,11 +20,14 @@ from cellar_proto.v1 import (
     sessions_pb2,
     sessions_pb2_grpc,
 )
+from cellar_proto.v1.reason_pb2 import Reason
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
-from cellar_server.config import Config
+from cellar_server.access import Access
+from cellar_server.config import Config, Settings
 from cellar_server.engine import Engine
+from cellar_server.errors import CellarError
 from cellar_server.front.callers import Guard
 from cellar_server.front.inference import Inference
 from cellar_server.front.models import ModelsFront
@@ -68,13 +71,15 @@ class Life(Enum):
 
 
 class Server:
-    """A server of one folder of models. `await start()`, then `port`; `await drain()` ends it."""
+    """A server of one folder of models. `await start()`, then `port`; `await drain()` ends it. settings: where the
+    configuration came from, for what may change while it serves."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, settings: Settings | None = None) -> None:
         self.config = config
         self.life = Life.NEW
         self.port = 0
         self.registry = Registry(config)
+        self.access = Access(config, self.registry.callers, self.registry.streams, settings)
         self.health = health.aio.HealthServicer()
         self.loader = Loader(self.registry, self._start)
         self._store: Store | None = None
@@ -88,9 +93,8 @@ class Server:
         # the engine's thread must get the interpreter soon after a run, not after the default 5 ms
         sys.setswitchinterval(0.0005)
         check_provider(self.config.provider)
+        self.access.announce()
         callers = self.registry.callers
-        if not callers.is_on and not _is_loopback(self.config.listen):
-            log.warning("listening on %s without tokens: everybody who reaches it may call", self.config.listen)
         loop = asyncio.get_running_loop()
         self._store = self.loader.store = await loop.run_in_executor(None, self._open_store)
         await loop.run_in_executor(None, self.loader.load_all)
@@ -108,10 +112,7 @@ class Server:
         names = [*SERVICES, oip.SERVICE.full_name, health.SERVICE_NAME, reflection.SERVICE_NAME]
         reflected = reflection.aio.ReflectionServicer(names, pool=oip.BothPools())
         reflection_pb2_grpc.add_ServerReflectionServicer_to_server(reflected, server)
-        try:
-            self.port = server.add_insecure_port(self.config.listen)
-        except RuntimeError:
-            self.port = 0
+        self.port = self.access.add_port(server, self.config.listen)
         if not self.port:
             raise StartupError(f"cannot listen on {self.config.listen}: is the port taken?")
         for engine in self.registry.engines.values():
@@ -189,6 +190,7 @@ class Server:
             if self._readiness.look(max(loads, default=0.0)) or found != states:
                 states = found
                 await self._set_health()
+            await self.access.look()
             if self._store is not None and second % 60 == 0:
                 await loop.run_in_executor(None, self._purge)
 
@@ -231,11 +233,17 @@ class Server:
         await self._set_health()
         log.info("draining for at most %g s", self.config.drain_s)
         loop = asyncio.get_running_loop()
-        engines = self.registry.engines.values()
-        await asyncio.gather(*(loop.run_in_executor(None, engine.stop, self.config.drain_s) for engine in engines))
+        engines = list(self.registry.engines.values())
+        with ThreadPoolExecutor(max(1, len(engines))) as threads:  # one each: together they take as long as one
+            stopping = [loop.run_in_executor(threads, engine.stop, self.config.drain_s) for engine in engines]
+            await asyncio.gather(*stopping)
         await asyncio.sleep(0)  # the engines' last replies
         if self._store is not None:  # from here on other servers may go on with the sessions
             await loop.run_in_executor(None, self._store.close)
+        over = CellarError(
+            Reason.SHUTTING_DOWN, "the server has stopped: go on elsewhere, or later", retry_after_ms=1000
+        )
+        self.registry.streams.end_all(over)
         await self._grpc.stop(min(1.0, self.config.drain_s))
         self.life = Life.STOPPED
         log.info("stopped")
@@ -246,14 +254,6 @@ class Server:
             await self._grpc.wait_for_termination()
 
 
-def _is_loopback(listen: str) -> bool:
-    host = listen.rpartition(":")[0].strip("[]")
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host in ("localhost", "unix")
-
-
 def open_lanes(registry: Registry, server: Transport, loop: asyncio.AbstractEventLoop) -> Lanes | None:
     """What rows come in by, where the transport is the native one."""
     if isinstance(server, grpc.aio.Server):
@@ -261,3 +261,11 @@ def open_lanes(registry: Registry, server: Transport, loop: asyncio.AbstractEven
     from cellar_server.front.lanes import Lanes
 
     return Lanes(registry, server, loop)  # type: ignore[arg-type]
+
+
+def check(config: Config) -> None:
+    """Reads the files that a configuration names, as a start would. StartupError."""
+    registry = Registry(config)
+    Access(config, registry.callers, registry.streams)
+    if not config.models.is_dir():
+        raise StartupError(f"models: {config.models} is no folder")

@@ -47,7 +47,8 @@ class Certificates : public grpc::ServerCredentials {
     std::lock_guard guard(certificates->lock_);
     if (!certificates->is_new_) return GRPC_SSL_CERTIFICATE_CONFIG_RELOAD_UNCHANGED;
     const grpc_ssl_pem_key_cert_pair pair = {certificates->key_.c_str(), certificates->chain_.c_str()};
-    const char* ca = certificates->client_ca_.empty() ? nullptr : certificates->client_ca_.c_str();
+    // gRPC 1.51 ends the process where there is none, though without it no caller is asked for a certificate
+    const char* ca = (certificates->client_ca_.empty() ? certificates->chain_ : certificates->client_ca_).c_str();
     *config = grpc_ssl_server_certificate_config_create(ca, &pair, 1);
     certificates->is_new_ = false;
     return GRPC_SSL_CERTIFICATE_CONFIG_RELOAD_NEW;

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import grpc
 import pytest
-from cellar_server.config import Config
+from cellar_server.config import Config, Settings
 from cellar_server.server import Server
 
 from tests.fakes.zoo import write_counter
@@ -17,9 +17,9 @@ from tests.fakes.zoo import write_counter
 class Running:
     """A server on an event loop of its own thread."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, settings: Settings | None = None) -> None:
         self.loop = asyncio.new_event_loop()
-        self.server = Server(config)
+        self.server = Server(config, settings)
         self._thread = threading.Thread(target=self.loop.run_forever, daemon=True)
         self._thread.start()
         self.run(self.server.start())

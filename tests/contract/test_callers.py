@@ -112,6 +112,13 @@ def test_nobody_names_a_scope(server: Running) -> None:
 def test_a_file_of_tokens_that_is_none_ends_the_start(tmp_path: Path, text: str) -> None:
     (tmp_path / "tokens").write_text(text)
     with pytest.raises(StartupError, match="line 1"):
-        Callers(tmp_path / "tokens")
+        Callers(Config(tokens=str(tmp_path / "tokens")))
     with pytest.raises(StartupError, match="cannot be read"):
-        Callers(tmp_path / "missing")
+        Callers(Config(tokens=str(tmp_path / "missing")))
+
+
+@pytest.mark.parametrize("text", ["", "# nobody\n\n"])
+def test_a_file_without_callers_is_none(tmp_path: Path, text: str) -> None:
+    (tmp_path / "tokens").write_text(text)
+    with pytest.raises(StartupError, match="names no caller"):
+        Callers(Config(tokens=str(tmp_path / "tokens")))

@@ -27,6 +27,7 @@ from cellar_proto.v1.tensor_pb2 import Tensor
 from cellar_server.engine import Engine
 from cellar_server.errors import CellarError
 from cellar_server.front.asking import CALLER, earlier, generate, predict, step
+from cellar_server.front.callers import Caller
 from cellar_server.front.messages import row_errors, tensor
 from cellar_server.front.rations import number_of
 from cellar_server.front.reading import check
@@ -55,7 +56,8 @@ class Inference(inference_pb2_grpc.InferenceServicer):
 
     async def Predict(self, request: PredictRequest, context: grpc.aio.ServicerContext) -> PredictResponse:
         try:
-            scope = self._enter(context)
+            caller = self._enter(context)
+            caller.must_call(request.model)
             engine = self.registry.find(request.model, request.version)
             lengths = list(request.lengths)
             shape = list(request.inputs.shape)
@@ -71,7 +73,7 @@ class Inference(inference_pb2_grpc.InferenceServicer):
                 else mode not in (Mode.ONE_TO_ONE, Mode.MANY_TO_ONE)
             )
             deadline_s = _deadline(context, request.timeout_ms)
-            with self.registry.rations.taken(scope, engine.name, len(lengths), sum(lengths), request.ByteSize()):
+            with self.registry.rations.taken(caller.scope, engine.name, len(lengths), sum(lengths), request.ByteSize()):
                 reply = await predict(
                     engine,
                     lambda to: messages.PredictRequest(
@@ -96,13 +98,14 @@ class Inference(inference_pb2_grpc.InferenceServicer):
 
     async def Step(self, request: StepRequest, context: grpc.aio.ServicerContext) -> StepResponse:
         try:
-            scope = self._enter(context)
-            id = self.registry.callers.id_of(context, request.session_id)
+            caller = self._enter(context)
+            id = caller.id_of(request.session_id)
             engine = await self.registry.holding.engine_of(id)
+            caller.must_call(engine.name)
             inputs = request.inputs
             length = request.length or _length(engine, inputs)
             deadline_s = _deadline(context, request.timeout_ms)
-            with self.registry.rations.taken(scope, engine.name, 1, length, request.ByteSize()):
+            with self.registry.rations.taken(caller.scope, engine.name, 1, length, request.ByteSize()):
                 reply = await step(
                     engine,
                     lambda to: messages.StepRequest(
@@ -131,13 +134,14 @@ class Inference(inference_pb2_grpc.InferenceServicer):
     ) -> AsyncIterator[GenerateResponse]:
         try:
             check(request)
-            scope = self._enter(context)
-            session_id = request.session_id and self.registry.callers.id_of(context, request.session_id)
-            engine = await self._generator(request, session_id)
+            caller = self._enter(context)
+            session_id = request.session_id and caller.id_of(request.session_id)
+            engine = await self._generator(request, session_id, caller)
+            caller.must_call(engine.name)
             if not engine.manifest.HasField("generation"):
                 raise CellarError(Reason.UNSUPPORTED, f"model {request.model!r} does not generate")
             options = Options.from_proto(request.sampling, engine.manifest.generation, lambda: secrets.randbits(64))
-            with self.registry.rations.taken(scope, engine.name, 1, 1, request.ByteSize()) as ration:
+            with self.registry.rations.taken(caller.scope, engine.name, 1, 1, request.ByteSize()) as ration:
                 if ration is not None:
                     options = ration.options(request.sampling.max_steps, options)
                 replies = generate(
@@ -165,29 +169,36 @@ class Inference(inference_pb2_grpc.InferenceServicer):
         except CellarError as error:
             await abort(context, error)
 
-    def _enter(self, context: grpc.aio.ServicerContext) -> str:
-        """The scope of the caller whose call this is, and who takes its turns from here on."""
-        scope = self.registry.callers.scope(context)
-        CALLER.set(number_of(scope, context))
-        return scope
+    def _enter(self, context: grpc.aio.ServicerContext) -> Caller:
+        """Whose call this is, and who takes its turns from here on."""
+        caller = self.registry.callers.of(context)
+        CALLER.set(number_of(caller.scope, context))
+        return caller
 
-    async def _generator(self, request: GenerateRequest, session_id: str) -> Engine:
+    async def _generator(self, request: GenerateRequest, session_id: str, caller: Caller) -> Engine:
         """The engine of a generation: that of its session, or of the model for a new one."""
         holding = self.registry.holding
         if not session_id:
+            caller.must_call(request.model)
             return self.registry.find(request.model, request.version)
         errors = await (holding.take_up if request.position else holding.reserve)([session_id])
         if session_id in errors:
             raise errors[session_id]
         if holding.directory.has(session_id):
             return holding.directory.engine_of(session_id)
+        caller.must_call(request.model)
         return self.registry.find_for_new(request.model, request.version)
 
     async def Stream(self, requests: AsyncIterator[StreamRequest], context: grpc.aio.ServicerContext) -> None:
         try:
-            await StreamSession(context, self.registry, self._lanes).run()
+            stream = StreamSession(context, self.registry, self._lanes)
         except CellarError as error:
             await abort(context, error)
+        with self.registry.streams.hold(stream):
+            try:
+                await stream.run()
+            except CellarError as error:
+                await abort(context, error)
 
 
 def _length(engine: Engine, inputs: Tensor) -> int:

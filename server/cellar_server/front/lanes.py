@@ -14,11 +14,11 @@ from cellar_proto.v1.tensor_pb2 import Tensor
 
 from cellar_server.engine import Engine
 from cellar_server.errors import CellarError
+from cellar_server.front.callers import Caller
 from cellar_server.front.messages import answer_message, tensor
 from cellar_server.front.rations import number_of
 from cellar_server.front.registry import Registry
 from cellar_server.front.status import CODES, error_metadata
-from cellar_server.sessions.directory import scoped
 from cellar_server.sessions.messages import AnswerReply, FrameReply, Rows, RowsReply, RowsWait
 from cellar_server.sessions.rows import chosen
 from cellar_server.transport.native import STEPS, NativeServer
@@ -42,7 +42,8 @@ class Lanes:
         self._streams: dict[
             int, Callable[[Frame], None]
         ] = {}  # what takes a frame of a stream that is no row, by number
-        server.add_lane(STEPS, self._take_steps, method=STEP_METHOD)
+        if not registry.callers.are_certified:  # else who calls is no header, and each step is a call of its own
+            server.add_lane(STEPS, self._take_steps, method=STEP_METHOD)
         if registry.callers.is_on:
             self._transport.set_caller_header("authorization")
 
@@ -122,13 +123,13 @@ class Lanes:
             rows.deadline = np.where(left_s < 0, np.inf, time.monotonic() + left_s)
             engines: dict[Engine | None, list[int]] = {}
             rows.ids = []
-            scope = self._scope(caller)
-            if scope:
-                rows.caller = np.full(len(ids), number_of(scope))
+            who = self._caller(caller)
+            if who is not None and who.scope:
+                rows.caller = np.full(len(ids), number_of(who.scope))
             for i, raw in enumerate(ids):
                 id = raw.decode("utf-8", "replace")
-                rows.ids.append(id if scope is None else scoped(scope, id))
-                engines.setdefault(None if scope is None else self._engine_of(rows.ids[i], scope), []).append(i)
+                rows.ids.append(id if who is None else who.id_of(id))
+                engines.setdefault(None if who is None else self._engine_of(rows.ids[i], who), []).append(i)
             for engine, places in engines.items():
                 those = rows if len(places) == len(ids) else chosen(rows, np.array(places))
                 if engine is None:
@@ -136,20 +137,22 @@ class Lanes:
                 else:
                     engine.post(those)
 
-    def _scope(self, caller: bytes) -> str | None:
-        """What stands in front of a caller's ids; None where it may not call."""
+    def _caller(self, caller: bytes) -> Caller | None:
+        """Who calls; None where nobody may as that."""
         try:
-            return self.registry.callers.scope_of((("authorization", caller.decode("latin-1")),) if caller else ())
+            return self.registry.callers.named((("authorization", caller.decode("latin-1")),) if caller else ())
         except CellarError:
             return None
 
-    def _engine_of(self, id: str, scope: str) -> Engine | None:
-        """The engine that holds a session; None where none does, and where limits have to be looked at first."""
+    def _engine_of(self, id: str, who: Caller) -> Engine | None:
+        """The engine that holds a session; None where it is not here, or is none for this caller, and where limits have
+        to be looked at first."""
         try:
-            engine = self.registry.directory.engine_of(id)
+            engine: Engine = self.registry.directory.engine_of(id)
         except CellarError:
             return None
-        return None if self.registry.rations.limits(scope, engine.name) else engine
+        is_open = who.rights.may_call(engine.name) and not self.registry.rations.limits(who.scope, engine.name)
+        return engine if is_open else None
 
     def _serve(self, rows: Rows, step: StepRequest, caller: bytes, ids: list[bytes]) -> None:
         """Steps of callers or sessions that are not known here: the method's own handler deals with each."""

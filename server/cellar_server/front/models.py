@@ -44,25 +44,33 @@ class ModelsFront(models_pb2_grpc.ModelsServicer):
         return Model(manifest=engine.manifest, counters=engine.counters(), limits=self.registry.limits(engine))
 
     async def ListModels(self, request: ListModelsRequest, context: grpc.aio.ServicerContext) -> ListModelsResponse:
+        try:
+            caller = self.registry.callers.of(context)
+        except CellarError as error:
+            await abort(context, error)
         models = {key: self._message(engine) for key, engine in self.registry.engines.items()}
         for (name, version), error in self.registry.broken.items():
             models[name, version] = Model(manifest=Manifest(name=name, version=version), error=error.to_proto())
-        return ListModelsResponse(models=[models[key] for key in sorted(models)], limits=self.registry.limits())
+        known = [models[key] for key in sorted(models) if caller.may_know(key[0])]
+        return ListModelsResponse(models=known, limits=self.registry.limits())
 
     async def GetModel(self, request: GetModelRequest, context: grpc.aio.ServicerContext) -> Model:
         try:
+            self.registry.callers.of(context).must_know(request.name)
             return self._message(self.registry.find(request.name, request.version))
         except CellarError as error:
             await abort(context, error)
 
     async def LoadModel(self, request: LoadModelRequest, context: grpc.aio.ServicerContext) -> LoadModelResponse:
         try:
+            self.registry.callers.of(context).must_administer(request.name)
             return LoadModelResponse(versions=await self.host.load_model(request.name))
         except CellarError as error:
             await abort(context, error)
 
     async def UnloadModel(self, request: UnloadModelRequest, context: grpc.aio.ServicerContext) -> UnloadModelResponse:
         try:
+            self.registry.callers.of(context).must_administer(request.name)
             if not 0 <= request.wait_s < 1e9:
                 raise CellarError(Reason.INVALID_REQUEST, "wait_s is seconds, 0 or more")
             ended = await self.host.unload_model(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from cellar_proto.v1.models_pb2 import Limits
 from cellar_proto.v1.reason_pb2 import Reason
 
@@ -12,6 +10,7 @@ from cellar_server.engine import Engine
 from cellar_server.errors import CellarError
 from cellar_server.front.callers import Callers
 from cellar_server.front.holding import Holding
+from cellar_server.front.open_streams import OpenStreams
 from cellar_server.front.rations import Rations
 from cellar_server.limits import LimitTable
 from cellar_server.sessions.directory import Directory
@@ -30,7 +29,8 @@ class Registry:
         self.broken: dict[tuple[str, int], CellarError] = {}
         self.leaving: set[tuple[str, int]] = set()  # versions that take no new sessions: they are being unloaded
         self.holding = Holding(self.directory, self.engines)
-        self.callers = Callers(Path(config.tokens) if config.tokens else None)
+        self.callers = Callers(config)
+        self.streams = OpenStreams()
 
     def find(self, name: str, version: int = 0) -> Engine:
         """The engine of a model, version 0 for the newest that serves; MODEL_NOT_FOUND, MODEL_BROKEN."""
@@ -48,8 +48,7 @@ class Registry:
             if each == name and version in (0, number):
                 raise CellarError(Reason.MODEL_BROKEN, error.message)
         what = f"{name!r}" + (f" version {version}" if version else "")
-        known = ", ".join(sorted({name for name, _ in self.engines})) or "none"
-        raise CellarError(Reason.MODEL_NOT_FOUND, f"there is no model {what}; there are: {known}")
+        raise CellarError(Reason.MODEL_NOT_FOUND, f"there is no model {what}")
 
     def find_for_new(self, name: str, version: int = 0) -> Engine:
         """As `find`, for a new session: of a version that is not being unloaded. SHUTTING_DOWN where there is none."""

@@ -25,10 +25,11 @@ from cellar_proto.v1.state_pb2 import SessionState
 from cellar_server.engine import Engine
 from cellar_server.errors import CellarError
 from cellar_server.front.asking import ask
+from cellar_server.front.callers import Caller
 from cellar_server.front.rations import number_of
 from cellar_server.front.registry import Registry
 from cellar_server.front.status import abort
-from cellar_server.sessions.directory import check_id, mint
+from cellar_server.sessions.directory import SCOPE_END, check_id, mint
 from cellar_server.sessions.verbs import SessionInfo
 
 MAX_PAGE = 1000
@@ -43,13 +44,15 @@ class SessionsFront(sessions_pb2_grpc.SessionsServicer):
     async def OpenSession(self, request: OpenSessionRequest, context: grpc.aio.ServicerContext) -> Session:
         options = request.options
         try:
-            id = self._new_id(request.id, context)
+            caller = self.registry.callers.of(context)
+            caller.must_call(request.model)
+            id = _new_id(request.id, caller)
             engine = self.registry.find_for_new(request.model, request.version)
 
             def open_one(sessions: Any) -> SessionInfo:
                 opened = sessions.open(
                     [id],
-                    caller=number_of(self.registry.callers.scope(context), context),
+                    caller=number_of(caller.scope, context),
                     max_idle_s=options.max_idle_s,
                     max_age_s=options.max_age_s,
                     grace_s=options.disconnect_grace_s if options.HasField("disconnect_grace_s") else None,
@@ -77,7 +80,11 @@ class SessionsFront(sessions_pb2_grpc.SessionsServicer):
         directory = self.registry.directory
         model = request.model or None
         try:
-            scope = self.registry.callers.scope(context)
+            caller = self.registry.callers.of(context)
+            scope: str | None = caller.scope
+            if request.all_callers:
+                caller.must_see_all()
+                scope = None
             if request.page_size > MAX_PAGE:
                 raise CellarError(Reason.TOO_LARGE, f"a page holds {MAX_PAGE} sessions at most")
             if model is not None:
@@ -85,7 +92,7 @@ class SessionsFront(sessions_pb2_grpc.SessionsServicer):
             size = request.page_size or 100
             found = directory.ids(request.page_token, size + 1, model, scope)
             listed = await asyncio.gather(
-                *(self._ask(engine, lambda sessions, id=id: sessions.get(scope + id)) for id, engine in found[:size]),
+                *(self._listed(engine, (scope or "") + id, scope is None) for id, engine in found[:size]),
                 return_exceptions=True,
             )
         except CellarError as error:
@@ -114,8 +121,10 @@ class SessionsFront(sessions_pb2_grpc.SessionsServicer):
     async def ForkSession(self, request: ForkSessionRequest, context: grpc.aio.ServicerContext) -> Session:
         options = request.options
         try:
-            id, new_id = self.registry.callers.id_of(context, request.id), self._new_id(request.new_id, context)
+            caller = self.registry.callers.of(context)
+            id, new_id = caller.id_of(request.id), _new_id(request.new_id, caller)
             engine = await self.registry.holding.engine_of(id)
+            caller.must_call(engine.name)
             return await self._make(
                 engine,
                 new_id,
@@ -141,21 +150,17 @@ class SessionsFront(sessions_pb2_grpc.SessionsServicer):
     async def ImportSession(self, request: ImportSessionRequest, context: grpc.aio.ServicerContext) -> Session:
         state = request.state
         try:
+            caller = self.registry.callers.of(context)
+            caller.must_call(state.model)
             if not state.version:
                 raise CellarError(Reason.STATE_INCOMPATIBLE, "the state names no model version")
-            id = self._new_id(request.id, context)
+            id = _new_id(request.id, caller)
             engine = self.registry.find_for_new(state.model, state.version)
             return await self._make(
                 engine, id, lambda sessions: sessions.import_state(state, id, token=request.request_token)
             )
         except CellarError as error:
             await abort(context, error)
-
-    def _new_id(self, id: str, context: grpc.aio.ServicerContext) -> str:
-        """The id under which a new session is kept; minted where the caller names none."""
-        new_id = self.registry.callers.id_of(context, id or mint())
-        check_id(new_id)
-        return new_id
 
     async def _make(self, engine: Engine, id: str, function: Callable[[Any], SessionInfo]) -> Session:
         """A new session under an id that no other server may take meanwhile."""
@@ -169,6 +174,19 @@ class SessionsFront(sessions_pb2_grpc.SessionsServicer):
             await holding.settle([id])
             raise
 
+    async def _listed(self, engine: Engine, id: str, names_caller: bool) -> Session:
+        session = await self._ask(engine, lambda sessions: sessions.get(id))
+        if names_caller:
+            session.caller = id.rpartition(SCOPE_END)[0]
+        return session
+
     async def _ask(self, engine: Engine, function: Callable[[Any], SessionInfo]) -> Session:
         found: SessionInfo = await ask(engine, function)
         return found.to_proto(engine.manifest)
+
+
+def _new_id(id: str, caller: Caller) -> str:
+    """The id under which a new session is kept; minted where the caller names none."""
+    new_id = caller.id_of(id or mint())
+    check_id(new_id)
+    return new_id

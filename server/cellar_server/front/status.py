@@ -54,6 +54,7 @@ CODES: dict[int, grpc.StatusCode] = {
     Reason.STORE_FAILED: grpc.StatusCode.UNAVAILABLE,
     Reason.UNAUTHENTICATED: grpc.StatusCode.UNAUTHENTICATED,
     Reason.MODEL_BUSY: _PRECONDITION,
+    Reason.NOT_ALLOWED: grpc.StatusCode.PERMISSION_DENIED,
 }
 
 

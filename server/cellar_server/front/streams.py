@@ -28,7 +28,7 @@ from cellar_server.front.messages import answer_message, row_errors
 from cellar_server.front.rations import Charged, Ration, number_of
 from cellar_server.front.reading import check
 from cellar_server.front.registry import Registry
-from cellar_server.front.status import unforeseen
+from cellar_server.front.status import abort, unforeseen
 from cellar_server.sessions.directory import mint, scoped, shown
 from cellar_server.sessions.messages import AnswerReply, FrameReply, FrameRequest, StreamClosed
 from cellar_server.sessions.table import engine_of
@@ -53,9 +53,10 @@ class StreamSession:
         self._has_lane = False
         self.registry = registry
         self.number = next(_numbers) % 0xFFFFFFFE + 1
-        self.scope = registry.callers.scope(context)
+        self.caller = registry.callers.of(context)
+        self.scope = self.caller.scope
         # who takes turns with others: the caller, where it has a name
-        self.caller = number_of(self.scope, context) if self.scope else self.number
+        self.turn = number_of(self.scope, context) if self.scope else self.number
         self._engines: dict[int, Engine] = {}  # whose handles were issued here, by their number
         self._rations: dict[int, Ration] = {}  # of those engines that are limited for this caller
         # rows left of each unanswered frame, by its id; and how many messages those were, where callers repeat ids
@@ -64,6 +65,7 @@ class StreamSession:
         self._writer_waits: asyncio.Future[None] | None = None  # for something to write, or the end
         self._reader_waits: asyncio.Future[None] | None = None  # until something was answered and written
         self._is_half_closed = False
+        self._end: CellarError | None = None  # with which the call fails once all is answered
 
     async def run(self) -> None:
         """The whole life of the stream; INVALID_REQUEST after a message that cannot be read."""
@@ -92,6 +94,19 @@ class StreamSession:
             return error
         return None
 
+    def end(self, error: CellarError) -> None:
+        """See OpenStream."""
+        self._end = self._end or error
+        _wake(self._writer_waits)
+
+    def check(self) -> None:
+        """See OpenStream."""
+        self.caller = self.registry.callers.of(self.context, has_begun=True)
+        if self.caller.scope != self.scope:
+            raise CellarError(Reason.UNAUTHENTICATED, "the stream's credentials are another caller's now")
+        for engine in self._engines.values():
+            self.caller.must_call(engine.name)
+
     async def _read(self) -> None:
         limit = self.registry.config.max_frames_in_flight
         while True:
@@ -102,6 +117,8 @@ class StreamSession:
             if request is grpc.aio.EOF:
                 return
             check(request)
+            if self._end is not None:
+                continue  # the caller sends it again elsewhere
             kind = request.WhichOneof("kind")
             if kind == "frame":
                 self._post(request.frame)
@@ -126,7 +143,7 @@ class StreamSession:
                 self._send_errors(frame, CellarError(Reason.STALE_HANDLE, "no session was opened on this stream"))
                 self._settle_messages()
                 return
-        error = engine.refusal(frame, self.caller)
+        error = engine.refusal(frame, self.turn)
         if error is not None:
             self._fail(frame_id, error)
             self._settle_messages()
@@ -143,7 +160,7 @@ class StreamSession:
         # a frame's rows are answered by several messages; its place is free when the last one is
         left, messages = self._frames.get(frame_id, (0, 0))
         self._frames[frame_id] = left + max(rows, 1), messages + 1
-        engine.post(FrameRequest(to, self.number, frame, frame_id, self.caller))
+        engine.post(FrameRequest(to, self.number, frame, frame_id, self.turn))
 
     def _send_errors(self, frame: Frame, error: CellarError) -> None:
         """Refuses every row of a frame that no engine saw."""
@@ -164,6 +181,7 @@ class StreamSession:
     async def _open(self, message: OpenSessions) -> None:
         registry = self.registry
         try:
+            self.caller.must_call(message.model)
             find = registry.find if message.resume else registry.find_for_new
             engine = find(message.model, message.version)
             options = message.options
@@ -183,7 +201,7 @@ class StreamSession:
                         count=0 if errors else message.count,
                         resume=message.resume,
                         stream=self.number,
-                        caller=self.caller,
+                        caller=self.turn,
                         max_idle_s=options.max_idle_s,
                         max_age_s=options.max_age_s,
                         grace_s=options.disconnect_grace_s if options.HasField("disconnect_grace_s") else None,
@@ -195,8 +213,10 @@ class StreamSession:
             if errors:
                 rest = iter(opened)
                 opened = [errors[id] if id in errors else next(rest) for id in ids]
+            self.caller.must_call(engine.name)  # the right may have been taken away meanwhile
         except CellarError as error:
-            self._fail(message.frame_id, error)
+            if not self._tell_ends(message, error):
+                self._fail(message.frame_id, error)
             return
         self._engines[engine.number] = engine
         ration = registry.rations.of(self.scope, engine.name)
@@ -219,13 +239,31 @@ class StreamSession:
         """From now on frames of one row may go to the engine without this object."""
         if self._lanes is not None and not self._has_lane and not self._rations:  # a lane knows no limits
             self._has_lane = True
-            lane = self._lanes.open(engine, self.number, self._post, self.caller)
+            lane = self._lanes.open(engine, self.number, self._post, self.turn)
             self.context.open_lane(lane, self.number, self.registry.config.max_frames_in_flight)  # type: ignore[attr-defined]
 
     def _settle_messages(self, count: int = 1) -> None:
         """So many messages are answered or dealt with: rows that go by themselves wait for that."""
         if self._has_lane:
             self.context.settle(count)  # type: ignore[attr-defined]
+
+    def _tell_ends(self, message: OpenSessions, error: CellarError) -> bool:
+        """Whether sessions that were to be taken up have ended with their model: then each is told why it did."""
+        if not message.resume or error.reason != Reason.MODEL_NOT_FOUND:
+            return False
+        errors = dict(enumerate([error] * len(message.ids)))
+        for i, id in enumerate(message.ids):
+            try:
+                self.registry.directory.engine_of(scoped(self.scope, id))
+            except CellarError as end:
+                errors[i] = error if end.reason == Reason.SESSION_NOT_FOUND else end
+        if all(each is error for each in errors.values()):
+            return False
+        nothing = [0] * len(message.ids)
+        reply = OpenedSessions(frame_id=message.frame_id, ids=message.ids, handles=nothing, positions=nothing)
+        reply.errors.extend(row_errors(list(errors.items())))
+        self._put(StreamResponse(opened=reply))
+        return True
 
     async def _close(self, message: CloseSessions) -> None:
         handles = list(message.handles)
@@ -289,6 +327,8 @@ class StreamSession:
         try:
             while True:
                 if not outbox:
+                    if self._end is not None and not self._frames:
+                        await abort(self.context, self._end)  # the pending read ends with the call
                     if self._is_half_closed and not self._frames:
                         return
                     self._writer_waits = asyncio.get_running_loop().create_future()
@@ -302,7 +342,7 @@ class StreamSession:
             raise
         except Exception:
             # the caller is gone in the middle of a write; its read ends the stream
-            if not self.context.cancelled():
+            if self._end is None and not self.context.cancelled():
                 unforeseen("writing to a stream failed")
 
 

@@ -153,20 +153,21 @@ class Directory:
         receipt = self.receipt_of(id)
         return None if receipt is None else self._engines[receipt[0]]
 
-    def ids(self, after: str, limit: int, model: str | None = None, scope: str = "") -> list[tuple[str, Any]]:
-        """Up to `limit` open sessions of a scope with their engines, in the order of their ids, from behind `after`."""
+    def ids(self, after: str, limit: int, model: str | None = None, scope: str | None = "") -> list[tuple[str, Any]]:
+        """Up to `limit` open sessions of a scope with their engines, in the order of their ids, from behind `after`.
+        Scope None: of all scopes, each id with its scope in front of it."""
         engines = self._engines
         found = (
-            (shown(id), place)
+            (id, place)
             for key, place in self._entries()
-            if _is_in(scope, id := id_of(key))
-            and shown(id) > after
+            if _is_in(scope, whole := id_of(key))
+            and (id := whole if scope is None else shown(whole)) > after
             and (model is None or engines[place >> _SLOT_BITS].name == model)
         )
         return [(id, engines[place >> _SLOT_BITS]) for id, place in heapq.nsmallest(limit, found)]
 
-    def count(self, model: str | None = None, scope: str = "") -> int:
-        """Open sessions of a scope, of one model or of all."""
+    def count(self, model: str | None = None, scope: str | None = "") -> int:
+        """Open sessions of a scope (None: of all scopes), of one model or of all."""
         if model is None and not scope:
             return len(self._places)
         return sum(
@@ -179,5 +180,7 @@ class Directory:
             return self._places.items()
 
 
-def _is_in(scope: str, id: str) -> bool:
+def _is_in(scope: str | None, id: str) -> bool:
+    if scope is None:
+        return True
     return id.startswith(scope) if scope else SCOPE_END not in id

@@ -20,4 +20,4 @@ def open_store(url: str, *, is_synced: bool = False, lease_s: float = 5.0) -> St
         from cellar_server.store.redis import RedisStore
 
         return RedisStore(url, lease_s=lease_s)
-    raise StoreError(f"store: {url!r} is neither `memory`, sqlite:///FILE nor redis://HOST:PORT")
+    raise StoreError(f"store: {url.partition(':')[0]!r}... is neither `memory`, sqlite:///FILE nor redis://HOST:PORT")

@@ -185,6 +185,8 @@ class NativeCall:
             _wake(self._writers.popleft())
         elif kind == DONE:
             self._is_cancelled = not is_ok
+            self._is_half_closed = True  # nothing more comes, whoever ended it
+            _wake(self._reader)
             if not is_ok and self.task is not None:
                 self.task.cancel()
 

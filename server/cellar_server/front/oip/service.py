@@ -15,6 +15,7 @@ from cellar_server import __version__
 from cellar_server.engine import Engine
 from cellar_server.errors import CellarError
 from cellar_server.front.asking import CALLER
+from cellar_server.front.callers import Caller
 from cellar_server.front.oip import schema, statistics
 from cellar_server.front.oip.inference import Requests, merged
 from cellar_server.front.oip.parameters import Parameters
@@ -27,6 +28,8 @@ from cellar_server.transport.base import Transport
 EXTENSIONS = ["sequence", "statistics", "model_configuration", "model_repository"]
 # Metadata with which a caller asks for a real status instead of an error message on a stream.
 REAL_STATUS = ("triton_grpc_error", "true")
+# In place of a response: the stream ends with the error beside it.
+END = object()
 
 
 class Host(Protocol):
@@ -41,6 +44,26 @@ class Host(Protocol):
     async def load_model(self, name: str) -> list[int]: ...
 
     async def unload_model(self, name: str, version: int = 0, *, wait_s: float, force_reason: str) -> int: ...
+
+
+class _Stream:
+    """An OpenStream of this protocol. out: responses with their errors, None at the end; tasks: requests in flight.
+    CellarError UNAUTHENTICATED."""
+
+    def __init__(self, context: grpc.aio.ServicerContext, registry: Registry) -> None:
+        self._context, self._callers = context, registry.callers
+        self.caller = registry.callers.of(context)
+        self.out: asyncio.Queue[Any] = asyncio.Queue()
+        self.tasks: set[asyncio.Task[None]] = set()
+
+    def end(self, error: CellarError) -> None:
+        self.out.put_nowait((END, error))
+
+    def check(self) -> None:
+        scope = self.caller.scope
+        self.caller = self._callers.of(self._context, has_begun=True)
+        if self.caller.scope != scope:
+            raise CellarError(Reason.UNAUTHENTICATED, "the stream's credentials are another caller's now")
 
 
 class OpenInference:
@@ -78,9 +101,9 @@ class OpenInference:
 
     async def ModelReady(self, request: Any, context: grpc.aio.ServicerContext) -> Any:
         try:
-            engine = self._find(request.name, request.version)
+            engine = self._find(request.name, request.version, self.registry.callers.of(context))
         except CellarError as error:
-            if error.reason == Reason.INVALID_REQUEST:
+            if error.reason not in (Reason.MODEL_NOT_FOUND, Reason.MODEL_BROKEN):
                 await _abort(context, error)
             return schema.ModelReadyResponse(ready=False)
         return schema.ModelReadyResponse(ready=self.host.is_serving and engine.is_healthy)
@@ -90,7 +113,7 @@ class OpenInference:
 
     async def ModelMetadata(self, request: Any, context: grpc.aio.ServicerContext) -> Any:
         try:
-            engine = self._find(request.name, request.version)
+            engine = self._find(request.name, request.version, self.registry.callers.of(context))
         except CellarError as error:
             await _abort(context, error)
         versions = sorted(version for name, version in self.registry.engines if name == engine.name)
@@ -98,7 +121,7 @@ class OpenInference:
 
     async def ModelConfig(self, request: Any, context: grpc.aio.ServicerContext) -> Any:
         try:
-            engine = self._find(request.name, request.version)
+            engine = self._find(request.name, request.version, self.registry.callers.of(context))
         except CellarError as error:
             await _abort(context, error)
         config = self.registry.config
@@ -106,10 +129,13 @@ class OpenInference:
 
     async def ModelStatistics(self, request: Any, context: grpc.aio.ServicerContext) -> Any:
         try:
+            caller = self.registry.callers.of(context)
             if request.name:
-                engines = [self._find(request.name, request.version)]
+                engines = [self._find(request.name, request.version, caller)]
             else:
-                engines = [engine for _, engine in sorted(self.registry.engines.items())]
+                engines = [
+                    engine for _, engine in sorted(self.registry.engines.items()) if caller.may_know(engine.name)
+                ]
         except CellarError as error:
             await _abort(context, error)
         made = schema.ModelStatisticsResponse()
@@ -118,6 +144,10 @@ class OpenInference:
         return made
 
     async def RepositoryIndex(self, request: Any, context: grpc.aio.ServicerContext) -> Any:
+        try:
+            caller = self.registry.callers.of(context)
+        except CellarError as error:
+            await _abort(context, error)
         made = schema.RepositoryIndexResponse()
         states = {key: ("READY", "") for key, engine in self.registry.engines.items() if engine.is_healthy}
         if not request.ready:
@@ -128,11 +158,14 @@ class OpenInference:
             }
             states |= {key: ("UNAVAILABLE", error.message) for key, error in self.registry.broken.items()}
         for (name, version), (state, reason) in sorted(states.items()):
+            if not caller.may_know(name):
+                continue
             made.models.add(name=name, version=str(version), state=state, reason=reason)
         return made
 
     async def RepositoryModelLoad(self, request: Any, context: grpc.aio.ServicerContext) -> Any:
         try:
+            self.registry.callers.of(context).must_administer(request.model_name)
             if request.parameters:
                 raise CellarError(Reason.UNSUPPORTED, "a model is loaded as its folder says: send no parameters")
             await self.host.load_model(request.model_name)
@@ -142,6 +175,7 @@ class OpenInference:
 
     async def RepositoryModelUnload(self, request: Any, context: grpc.aio.ServicerContext) -> Any:
         try:
+            self.registry.callers.of(context).must_administer(request.model_name)
             await self.host.unload_model(request.model_name, wait_s=0.0, force_reason="a client asked for it")
         except CellarError as error:
             await _abort(context, error)
@@ -153,10 +187,11 @@ class OpenInference:
         left = context.time_remaining()
         deadline_s = 0.0 if left is None else time.monotonic() + left
         try:
-            scope = self.registry.callers.scope(context)
-            CALLER.set(number_of(scope, context))
-            engine, given = self._read_request(request, scope)
-            return merged([response async for response in self._answers(request, engine, given, deadline_s, scope)])
+            caller = self.registry.callers.of(context)
+            CALLER.set(number_of(caller.scope, context))
+            engine, given = self._read_request(request, caller)
+            answers = self._answers(request, engine, given, deadline_s, caller.scope)
+            return merged([response async for response in answers])
         except CellarError as error:
             await _abort(context, error)
 
@@ -165,14 +200,30 @@ class OpenInference:
     ) -> AsyncIterator[Any]:
         """Many requests in flight: those of one sequence are answered in their order, others as they finish."""
         is_real = REAL_STATUS in {(key, value) for key, value in context.invocation_metadata() or ()}
-        out: asyncio.Queue[tuple[Any, CellarError | None]] = asyncio.Queue()
+        try:
+            stream = _Stream(context, self.registry)
+        except CellarError as error:
+            await _abort(context, error)
+        with self.registry.streams.hold(stream):
+            async for response in self._stream(requests, context, stream, is_real):
+                yield response
+
+    async def _stream(
+        self, requests: AsyncIterator[Any], context: grpc.aio.ServicerContext, stream: _Stream, is_real: bool
+    ) -> AsyncIterator[Any]:
+        out = stream.out
         room = asyncio.Semaphore(self.registry.config.max_frames_in_flight)
-        scope = self.registry.callers.scope(context)
-        CALLER.set(number_of(scope, context))
-        reader = asyncio.ensure_future(self._read(requests, out, room, scope))
+        CALLER.set(number_of(stream.caller.scope, context))
+        reader = asyncio.ensure_future(self._read(requests, room, stream))
         try:
             while (item := await out.get()) is not None:
                 response, error = item
+                if response is END:
+                    await asyncio.gather(*stream.tasks, return_exceptions=True)
+                    while not out.empty() and (item := out.get_nowait()) is not None:
+                        if item[0] is not None:
+                            yield item[0]
+                    await _abort(context, error)
                 if error is not None and is_real:
                     await _abort(context, error)
                 if response is None:
@@ -183,15 +234,13 @@ class OpenInference:
             reader.cancel()
             await asyncio.gather(reader, return_exceptions=True)
 
-    async def _read(
-        self, requests: AsyncIterator[Any], out: asyncio.Queue[Any], room: asyncio.Semaphore, scope: str
-    ) -> None:
+    async def _read(self, requests: AsyncIterator[Any], room: asyncio.Semaphore, stream: _Stream) -> None:
         """Starts each request as it comes, while there is room; None in `out` when all are answered."""
-        tasks: set[asyncio.Task[None]] = set()
+        out, tasks = stream.out, stream.tasks
         try:
             async for request in requests:
                 await room.acquire()
-                task = asyncio.ensure_future(self._answer(request, out, scope))
+                task = asyncio.ensure_future(self._answer(request, out, stream.caller))
                 tasks.add(task)
                 task.add_done_callback(tasks.discard)
             if tasks:
@@ -201,14 +250,14 @@ class OpenInference:
                 task.cancel()
             out.put_nowait(None)
 
-    async def _answer(self, request: Any, out: asyncio.Queue[Any], scope: str) -> None:
+    async def _answer(self, request: Any, out: asyncio.Queue[Any], caller: Caller) -> None:
         """Puts the answers of one request into `out`, then (None, None): its place is free."""
         try:
             check(request)
-            engine, given = self._read_request(request, scope)
+            engine, given = self._read_request(request, caller)
             wants_empty_final, is_decoupled = given.wants_empty_final, self._requests.signature(engine).is_decoupled
             held = None
-            async for response in self._answers(request, engine, given, 0.0, scope):
+            async for response in self._answers(request, engine, given, 0.0, caller.scope):
                 if not is_decoupled:
                     held = response
                     continue
@@ -243,14 +292,15 @@ class OpenInference:
         finally:
             out.put_nowait((None, None))
 
-    def _read_request(self, request: Any, scope: str) -> tuple[Engine, Parameters]:
+    def _read_request(self, request: Any, caller: Caller) -> tuple[Engine, Parameters]:
         """The engine and the parameters of a request. CellarError; one in the parameters counts as a failed request."""
         begun_ns = time.perf_counter_ns()
-        engine = self._find(request.model_name, request.model_version)
+        caller.must_call(request.model_name)
+        engine = self._find(request.model_name, request.model_version, caller)
         try:
             given = Parameters.of(request)
             if given.sequence is not None and not request.model_version:
-                engine = self._requests.engine_of(engine, given, scope)
+                engine = self._requests.engine_of(engine, given, caller.scope)
             return engine, given
         except CellarError:
             self._tally(engine).fail_one(begun_ns)
@@ -276,7 +326,8 @@ class OpenInference:
 
     # -- finding -------------------------------------------------------------------------------------------------
 
-    def _find(self, name: str, version: str) -> Engine:
+    def _find(self, name: str, version: str, caller: Caller) -> Engine:
+        caller.must_know(name)
         if version and not version.isdecimal():
             raise CellarError(Reason.INVALID_REQUEST, f"a version is a number, not {version!r}")
         return self.registry.find(name, int(version) if version else 0)

@@ -1,0 +1,194 @@
+// Streams and unary calls opened, used and cut at random points: `stress CALLS THREADS SEED`. A thread plays the server's
+// part (lanes, answers, half-closes), others are callers. Ends with 0 where nothing is left over; run it under sanitizers.
+#include <grpcpp/generic/generic_stub.h>
+#include <unistd.h>
+
+#include <cstdio>
+#include <cstdlib>
+#include <fstream>
+#include <random>
+
+#include "transport.h"
+
+using namespace cellar;
+
+namespace {
+
+const char* const kStreamMethod = "/cellar.v1.Inference/Stream";
+const char* const kStepMethod = "/cellar.v1.Inference/Step";
+
+grpc::ByteBuffer buffer(const std::string& bytes) {
+  grpc::Slice slice(bytes);
+  return grpc::ByteBuffer(&slice, 1);
+}
+
+std::string part(char key, const std::string& bytes) {
+  std::string made(1, key);
+  append_varint(&made, bytes.size());
+  return made + bytes;
+}
+
+// StreamRequest with a frame of one row; StepRequest.
+std::string frame(uint64_t id, const std::string& values) {
+  std::string body("\x08");
+  append_varint(&body, id + 1);
+  body += part(0x12, std::string("\1\0\0\0\0\0\0\1", 8)) + part(0x1a, std::string(1, '\0'));
+  return part(0x12, body + part(0x2a, part(0x1a, values)));
+}
+std::string step(const std::string& values) { return part(0x0a, "id") + part(0x1a, part(0x1a, values)); }
+
+size_t resident_bytes() {
+  size_t pages = 0, resident = 0;
+  std::ifstream("/proc/self/statm") >> pages >> resident;
+  return resident * static_cast<size_t>(sysconf(_SC_PAGESIZE));
+}
+
+void answer(Transport& transport, std::vector<Rows> taken) {
+  for (auto& rows : taken) {
+    const size_t n = rows.call.size();
+    std::vector<int64_t> ones(n, 1), offset(n);
+    std::vector<uint64_t> handles(n, 1);
+    for (size_t i = 0; i < n; ++i) offset[i] = static_cast<int64_t>(i);
+    const std::string outputs(n * 16, 'y');
+    Answers answers{rows.frame_id.data(), handles.data(), ones.data(), ones.data(), ones.data(),
+                    nullptr,              offset.data(),  outputs.data(), 16,          "\4"};
+    transport.send(answers, rows.call.data(), n);
+  }
+}
+
+// What the Python side does, without Python.
+void serve(Transport& transport) {
+  std::vector<Event> events;
+  while (transport.take(&events)) {
+    for (auto& event : events) {
+      switch (event.kind) {
+        case Kind::kRows:
+          answer(transport, transport.take_rows(event.call));
+          break;
+        case Kind::kOpen:
+          if (event.method == kStreamMethod) {
+            transport.open_lane(event.call, 1 + event.call % 2, event.call, 4);
+            transport.settle(event.call, 1, 0);
+          } else {
+            transport.finish(event.call, &event.message, grpc::Status::OK, {{"key", "value"}});
+          }
+          break;
+        case Kind::kMessage:
+          transport.write(event.call, event.message, 0, true);
+          transport.settle(event.call, 1, 0);
+          break;
+        case Kind::kHalfClose:
+          transport.finish(event.call, nullptr, grpc::Status::OK, {});
+          break;
+        default:
+          break;
+      }
+    }
+    events.clear();
+  }
+}
+
+// One stream: some messages, some answers, and any kind of end. False where an answer was wrong.
+bool stream_once(grpc::GenericStub& stub, std::mt19937& random) {
+  grpc::ClientContext context;
+  grpc::CompletionQueue queue;
+  auto call = stub.PrepareCall(&context, kStreamMethod, &queue);
+  call->StartCall(reinterpret_cast<void*>(1));
+  void* tag;
+  bool ok = false;
+  queue.Next(&tag, &ok);
+  const int count = static_cast<int>(random() % 7);
+  const bool reads = random() % 4 != 0;
+  grpc::ByteBuffer in;
+  for (int i = 0; ok && i < count; ++i) {
+    const bool is_row = random() % 5 != 0;
+    call->Write(buffer(is_row ? frame(static_cast<uint64_t>(i), "0123456789abcdef") : "not a row"),
+                reinterpret_cast<void*>(2));
+    queue.Next(&tag, &ok);
+    if (!ok || !reads) continue;
+    call->Read(&in, reinterpret_cast<void*>(3));
+    queue.Next(&tag, &ok);
+    if (ok && in.Length() == 0) return false;
+  }
+  const auto end = random() % 3;
+  if (end == 0) context.TryCancel();
+  if (end == 1 && ok) {
+    call->WritesDone(reinterpret_cast<void*>(4));
+    queue.Next(&tag, &ok);
+    if (random() % 2) context.TryCancel();
+  }
+  if (end == 2) context.TryCancel();
+  bool more = true;
+  while (more) {
+    call->Read(&in, reinterpret_cast<void*>(5));
+    queue.Next(&tag, &more);
+  }
+  grpc::Status status;
+  call->Finish(&status, reinterpret_cast<void*>(6));
+  queue.Next(&tag, &ok);
+  queue.Shutdown();
+  while (queue.Next(&tag, &ok)) {
+  }
+  return status.ok() || status.error_code() == grpc::StatusCode::CANCELLED;
+}
+
+bool unary_once(grpc::GenericStub& stub, std::mt19937& random) {
+  grpc::ClientContext context;
+  grpc::CompletionQueue queue;
+  const auto kind = random() % 3;
+  const auto request = buffer(kind == 0 ? "no step" : step("0123456789abcdef"));
+  auto call = stub.PrepareUnaryCall(&context, kind == 2 ? "/none/Nothing" : kStepMethod, request, &queue);
+  call->StartCall();
+  grpc::ByteBuffer reply;
+  grpc::Status status;
+  call->Finish(&reply, &status, reinterpret_cast<void*>(1));
+  if (random() % 4 == 0) context.TryCancel();
+  void* tag;
+  bool ok;
+  queue.Next(&tag, &ok);
+  queue.Shutdown();
+  return status.ok() || status.error_code() == grpc::StatusCode::CANCELLED;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  const long calls = argc > 1 ? std::atol(argv[1]) : 2000;
+  const int threads = argc > 2 ? std::atoi(argv[2]) : 4;
+  const unsigned seed = argc > 3 ? static_cast<unsigned>(std::atol(argv[3])) : 1;
+  Transport transport(1 << 20, {});
+  transport.add_method(kStepMethod, Style::kStep);
+  const int port = transport.listen("127.0.0.1:0", grpc::InsecureServerCredentials());
+  if (!port) return 2;
+  transport.start();
+  std::thread server([&] { serve(transport); });
+  const std::string address = "127.0.0.1:" + std::to_string(port);
+  std::atomic<long> left{calls}, wrong{0};
+  std::atomic<size_t> warm{0};
+  std::vector<std::thread> callers;
+  for (int i = 0; i < threads; ++i) {
+    callers.emplace_back([&, i] {
+      std::mt19937 random(seed * 1000 + static_cast<unsigned>(i));
+      grpc::ChannelArguments own;
+      own.SetInt("caller", i);
+      std::unique_ptr<grpc::GenericStub> stub;
+      long made = 0;
+      while (left.fetch_sub(1) > 0) {
+        if (made++ % 5000 == 0) {  // a new connection now and then
+          stub = std::make_unique<grpc::GenericStub>(
+              grpc::CreateCustomChannel(address, grpc::InsecureChannelCredentials(), own));
+        }
+        if (!(random() % 4 ? stream_once(*stub, random) : unary_once(*stub, random))) ++wrong;
+        if (left == calls * 3 / 4) warm = resident_bytes();
+      }
+    });
+  }
+  for (auto& each : callers) each.join();
+  const auto grown = static_cast<double>(resident_bytes()) - static_cast<double>(warm);
+  transport.shutdown(5.0);
+  server.join();
+  const Counters counters = transport.counters();
+  std::printf("{\"calls\": %ld, \"wrong\": %ld, \"live\": %lu, \"rows\": %lu, \"grown_bytes\": %.0f}\n", calls,
+              wrong.load(), counters.live_calls, counters.rows, warm ? grown : 0.0);
+  return wrong == 0 && counters.live_calls == 0 ? 0 : 1;
+}
