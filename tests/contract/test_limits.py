@@ -13,7 +13,7 @@ import pytest
 from cellar_proto.v1.inference_pb2 import CloseSessions, Frame, OpenSessions
 from cellar_proto.v1.reason_pb2 import Reason
 from cellar_proto.v1.tensor_pb2 import Tensor
-from cellar_server.config import Config
+from cellar_server.config import Config, from_args
 from cellar_server.front.readiness import NAME
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
@@ -22,14 +22,14 @@ from tests.contract.test_stream import Caller
 from tests.fakes.zoo import write_counter
 
 LIMITS = """
-[limits.callers.alice]
+[caller_limits.alice]
 max_sessions = 3
 max_chunks_in_flight = 8
 max_message_bytes = 4096
-[limits.callers.carol]
+[caller_limits.carol]
 max_steps_per_s = 20
 burst_steps = 10
-[limits.models.other]
+[model_limits.other]
 max_sessions = 2
 """
 ONE = np.ones(2, np.float32)
@@ -43,12 +43,14 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     names = ("alice", "bob", "carol")
     (folder / "tokens").write_text("\n".join(f"{hashlib.sha256(n.encode()).hexdigest()} {n}" for n in names))
     (folder / "limits.toml").write_text(LIMITS)
+    limits = from_args(["--config", str(folder / "limits.toml")], {})
     running = Running(
         Config(
             listen="127.0.0.1:0",
             models=folder / "zoo",
             tokens=str(folder / "tokens"),
-            limits=str(folder / "limits.toml"),
+            caller_limits=limits.caller_limits,
+            model_limits=limits.model_limits,
         )
     )
     yield running

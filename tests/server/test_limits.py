@@ -9,6 +9,7 @@ import pytest
 from cellar_proto.v1.inference_pb2 import Frame
 from cellar_proto.v1.reason_pb2 import Reason
 from cellar_proto.v1.tensor_pb2 import Tensor
+from cellar_server.config import from_args
 from cellar_server.errors import CellarError
 from cellar_server.front.rations import Rations
 from cellar_server.front.readiness import LOOKS_OFF, LOOKS_ON, Readiness
@@ -37,40 +38,46 @@ ALICE = "alice" + SCOPE_END
 # -- the table -------------------------------------------------------------------------------------------------------
 
 
-def test_a_table_is_read_and_the_named_are_stronger(tmp_path: Path) -> None:
-    path = tmp_path / "limits.toml"
-    path.write_text(
-        "[limits.caller]\nmax_sessions = 5\n[limits.callers.alice]\nmax_steps_per_s = 10\n"
-        "[limits.models.describe]\nmax_generation_steps = 7\n"
+def read(folder: Path, text: str) -> LimitTable:
+    (folder / "cellar.toml").write_text(text)
+    config = from_args(["--config", str(folder / "cellar.toml")], {})
+    return LimitTable(config.caller_limits, config.model_limits)
+
+
+def test_a_table_is_read_and_the_named_are_stronger_than_patterns(tmp_path: Path) -> None:
+    table = read(
+        tmp_path,
+        '[caller_limits."*"]\nmax_sessions = 5\n[caller_limits.alice]\nmax_steps_per_s = 10\n'
+        '[caller_limits."al*"]\nmax_sessions = 6\n[model_limits.describe]\nmax_generation_steps = 7\n',
     )
-    table = LimitTable.read(str(path))
-    assert table.of_caller("bob") == Limits(max_sessions=5)
+    assert table.of_caller("bob") == table.of_caller("") == table.of_caller("alan") == Limits(max_sessions=5)
     assert table.of_caller("alice") == Limits(max_steps_per_s=10)
     assert table.of_model("describe").max_generation_steps == 7
     assert table.of_model("other") == Limits()
-    assert LimitTable.read("") == LimitTable()
+    assert table.limits_sessions
+    assert not table.of_caller("bob").is_metered
+    assert table.of_caller("alice").is_metered
+    assert read(tmp_path, "") == LimitTable()
+    assert not LimitTable().limits_sessions
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("[limits.caller]\nnonsense = 1", "no 'nonsense'"),
-        ("[limits]\nnonsense = 1", "no 'nonsense'"),
-        ("[limits]\ncaller = 1", "caller is a table"),
-        ("[limits.models]\nx = 1", "x is a table"),
-        ("[limits.caller]\nmax_sessions = -1", "max_sessions"),
-        ("[limits.caller]\nmax_sessions = true", "max_sessions"),
-        ("[limits.caller]\nmax_sessions = 1.5", "max_sessions"),
-        ('[limits.caller]\nmax_steps_per_s = "many"', "max_steps_per_s"),
-        ("[limits.caller]\nmax_steps_per_s = nan", "max_steps_per_s"),
-        ("[other]\n", "one table"),
-        ("[limits", "cannot be read"),
+        ("[caller_limits.a]\nmax_session = 1", "no option 'max_session'; did you mean 'max_sessions'"),
+        ("[caller_limit.a]\nmax_sessions = 1", "no option 'caller_limit'; did you mean 'caller_limits'"),
+        ("caller_limits = 1", "these are tables"),
+        ("model_limits.x = 1", "this is a table"),
+        ("[caller_limits.a]\nmax_sessions = -1", "max_sessions"),
+        ("[caller_limits.a]\nmax_sessions = true", "max_sessions"),
+        ("[model_limits.a]\nmax_sessions = 1.5", "max_sessions"),
+        ('[caller_limits.a]\nmax_steps_per_s = "many"', "max_steps_per_s"),
+        ("[caller_limits.a]\nmax_steps_per_s = nan", "max_steps_per_s"),
     ],
 )
 def test_a_bad_table_is_refused_by_name(tmp_path: Path, text: str, message: str) -> None:
-    (tmp_path / "limits.toml").write_text(text)
     with pytest.raises(StartupError, match=message):
-        LimitTable.read(str(tmp_path / "limits.toml"))
+        read(tmp_path, text)
 
 
 # -- meters ----------------------------------------------------------------------------------------------------------
@@ -78,7 +85,7 @@ def test_a_bad_table_is_refused_by_name(tmp_path: Path, text: str, message: str)
 
 def test_a_bucket_refuses_and_says_when_it_is_full_enough() -> None:
     clock = Clock()
-    rations = Rations(LimitTable(Limits(max_steps_per_s=10, burst_steps=20)), clock)
+    rations = Rations(LimitTable({"*": Limits(max_steps_per_s=10, burst_steps=20)}), clock)
     ration = rations.of(ALICE, "m")
     assert ration is not None
     assert ration.take(1, 20, 0) is None
@@ -97,7 +104,7 @@ def test_a_bucket_refuses_and_says_when_it_is_full_enough() -> None:
 @given(st.lists(st.tuples(st.integers(1, 60), st.floats(0, 3)), min_size=1, max_size=60))
 def test_no_caller_gets_more_than_its_rate_and_one_burst(chunks: list[tuple[int, float]]) -> None:
     clock = Clock()
-    ration = Rations(LimitTable(Limits(max_steps_per_s=10, burst_steps=20)), clock).of("", "m")
+    ration = Rations(LimitTable({"*": Limits(max_steps_per_s=10, burst_steps=20)}), clock).of("", "m")
     assert ration is not None
     taken = largest = 0
     for steps, pause in chunks:
@@ -116,7 +123,7 @@ def test_no_caller_gets_more_than_its_rate_and_one_burst(chunks: list[tuple[int,
 
 
 def test_chunks_in_flight_and_message_size() -> None:
-    ration = Rations(LimitTable(Limits(max_chunks_in_flight=4, max_message_bytes=100)), Clock()).of("", "m")
+    ration = Rations(LimitTable({"*": Limits(max_chunks_in_flight=4, max_message_bytes=100)}), Clock()).of("", "m")
     assert ration is not None
     assert ration.take(3, 3, 100) is None
     refused = [ration.take(2, 2, 10), ration.take(5, 5, 10), ration.take(1, 1, 101)]
@@ -128,7 +135,9 @@ def test_chunks_in_flight_and_message_size() -> None:
 
 
 def test_a_models_limit_counts_all_its_callers_and_nothing_is_taken_by_a_refusal() -> None:
-    rations = Rations(LimitTable(Limits(max_chunks_in_flight=8), models={"m": Limits(max_chunks_in_flight=5)}), Clock())
+    rations = Rations(
+        LimitTable({"*": Limits(max_chunks_in_flight=8)}, models={"m": Limits(max_chunks_in_flight=5)}), Clock()
+    )
     alice, bob = rations.of(ALICE, "m"), rations.of("bob" + SCOPE_END, "m")
     assert alice is not None
     assert bob is not None
@@ -145,7 +154,9 @@ def test_a_models_limit_counts_all_its_callers_and_nothing_is_taken_by_a_refusal
 
 def test_generations_are_as_long_as_the_least_limit_and_pay_for_what_they_emit() -> None:
     clock = Clock()
-    table = LimitTable(Limits(max_generation_steps=9, max_steps_per_s=10), models={"m": Limits(max_generation_steps=5)})
+    table = LimitTable(
+        {"*": Limits(max_generation_steps=9, max_steps_per_s=10)}, models={"m": Limits(max_generation_steps=5)}
+    )
     ration = Rations(table, clock).of("", "m")
     assert ration is not None
     options = Options(0.0, 0, 0.0, 1, max_steps=50)
@@ -317,7 +328,7 @@ def test_readiness_goes_and_comes_back_without_flapping() -> None:
 
 def test_sessions_are_counted_however_they_come_and_go() -> None:
     bench = Bench(counter_model(), max_idle_s=10)
-    quota = Quota(LimitTable(Limits(max_sessions=3), models={"counter": Limits(max_sessions=5)}))
+    quota = Quota(LimitTable({"*": Limits(max_sessions=3)}, models={"counter": Limits(max_sessions=5)}))
     bench.directory._quota = quota
     sessions = bench.sessions
 

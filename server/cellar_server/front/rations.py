@@ -13,7 +13,7 @@ import grpc
 from cellar_proto.v1.reason_pb2 import Reason
 
 from cellar_server.errors import CellarError
-from cellar_server.limits import NONE, Limits, LimitTable
+from cellar_server.limits import Limits, LimitTable
 from cellar_server.sampling.sampler import Options
 from cellar_server.sessions.directory import SCOPE_END
 from cellar_server.sessions.messages import FrameReply
@@ -149,7 +149,7 @@ class Rations:
             (self.table.of_caller(caller), self._callers, caller, "the caller"),
             (self.table.of_model(model), self._models, model, f"model {model!r}"),
         ):
-            if replace(limits, max_sessions=0) != NONE:
+            if limits.is_metered:
                 if key not in kept:
                     kept[key] = Meter(limits, what, self._clock())
                 meters.append(kept[key])
@@ -157,8 +157,8 @@ class Rations:
 
     def limits(self, scope: str, model: str) -> bool:
         """Something beside the number of sessions limits the caller of a scope, or the model; any thread may ask."""
-        found = self.table.of_caller(scope.removesuffix(SCOPE_END)), self.table.of_model(model)
-        return any(replace(limits, max_sessions=0) != NONE for limits in found)
+        table = self.table
+        return table.of_model(model).is_metered or table.of_caller(scope.removesuffix(SCOPE_END)).is_metered
 
     @contextmanager
     def taken(self, scope: str, model: str, rows: int, steps: int, num_bytes: int) -> Iterator[Ration | None]:

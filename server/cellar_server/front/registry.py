@@ -22,7 +22,7 @@ class Registry:
 
     def __init__(self, config: Config) -> None:
         self.config = config
-        table = LimitTable.read(config.limits)
+        table = LimitTable(config.caller_limits, config.model_limits)
         self.rations = Rations(table)
         self.directory = Directory(Quota(table) if table.limits_sessions else None)
         self.engines: dict[tuple[str, int], Engine] = {}
