@@ -41,7 +41,7 @@ from cellar_server.front.sessions import SessionsFront
 from cellar_server.loader import Loader
 from cellar_server.runtime.base import StartupError
 from cellar_server.runtime.onnx import check_provider
-from cellar_server.sessions.messages import Reply, RowsBack, RowsReply
+from cellar_server.sessions.messages import Reply, RowsBack, RowsRefused, RowsReply
 from cellar_server.store import open_store
 from cellar_server.store.base import Store, StoreError
 from cellar_server.transport import open_transport
@@ -84,6 +84,7 @@ class Server:
         self.loader = Loader(self.registry, self._start)
         self._store: Store | None = None
         self._grpc: Transport | None = None
+        self._lanes: Lanes | None = None
         self._named: set[str] = set()
         self._readiness = Readiness()
         self._watching: asyncio.Task[None] | None = None
@@ -103,7 +104,7 @@ class Server:
             max_message_bytes=self.config.max_message_bytes,
             interceptors=(Reader(), *((Guard(callers),) if callers.is_on else ())),
         )
-        lanes = open_lanes(self.registry, server, loop)
+        lanes = self._lanes = open_lanes(self.registry, server, loop)
         inference_pb2_grpc.add_InferenceServicer_to_server(Inference(self.registry, lanes), server)
         sessions_pb2_grpc.add_SessionsServicer_to_server(SessionsFront(self.registry), server)
         models_pb2_grpc.add_ModelsServicer_to_server(ModelsFront(self.registry, self), server)
@@ -147,6 +148,8 @@ class Server:
         for reply in replies:
             if isinstance(reply, RowsReply):
                 reply.to.send(reply)
+            elif isinstance(reply, RowsRefused):
+                reply.to.refuse(reply)
             elif isinstance(reply, RowsBack):
                 reply.to.take_back(reply.rows)
             else:
@@ -176,6 +179,8 @@ class Server:
         try:
             return await self.loader.unload(name, version, wait_s=wait_s, force_reason=force_reason)
         finally:
+            if self._lanes is not None:
+                self._lanes.forget()
             await self._set_health()
 
     async def _watch(self) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 from cellar_proto.v1.inference_pb2 import Frame
-from cellar_server.sessions.messages import AnswerReply, Rows, RowsReply
+from cellar_server.sessions.messages import AnswerReply, Rows, RowsRefused, RowsReply
 
 from tests.fakes.bench import Bench, reason_of
 from tests.fakes.runtime import counter_model
@@ -19,14 +19,14 @@ class Calls:
         return call
 
 
-def rows(handles: list[int], stream: int, timeout_ms: int = 0, caller: int | None = None) -> Rows:
+def rows(handles: list[int], stream: int, deadline: float | None = None, caller: int | None = None) -> Rows:
     """One step of each session, at position 0; the handle is the number of the call."""
     n = len(handles)
 
     def full(value: int) -> np.ndarray:
         return np.full(n, value, np.int64)
 
-    frame = Frame(timeouts_ms=[timeout_ms] if timeout_ms else [])
+    frame = Frame()
     return Rows(
         Calls(),
         frame.SerializeToString(),
@@ -40,6 +40,7 @@ def rows(handles: list[int], stream: int, timeout_ms: int = 0, caller: int | Non
         full(-1),
         full(4),
         np.ones(n, np.float32).view(np.uint8),
+        deadline=None if deadline is None else np.full(n, deadline),
         caller=None if caller is None else full(caller),
     )
 
@@ -48,7 +49,7 @@ def outcomes(bench: Bench) -> dict[int, str]:
     """By handle: "" where it was answered, else the reason."""
     found: dict[int, str] = {}
     for reply in bench.sessions.take_replies():
-        assert isinstance(reply, AnswerReply | RowsReply)
+        assert isinstance(reply, AnswerReply | RowsReply | RowsRefused)
         errors = dict(reply.errors)
         for i, handle in enumerate(reply.handles):
             found[int(handle)] = reason_of(errors[i]) if i in errors else ""
@@ -73,8 +74,8 @@ def test_rows_that_would_wait_beyond_their_time_are_refused_at_once() -> None:
     queued, late = bench.open(300, stream=1), bench.open(5, stream=1)
     (light,) = bench.open(1, stream=2)
     bench.sessions.admit([rows(queued, 1)])
-    wait_ms = 1000 * 310 * bench.sessions.core.pressure.s_per_row
-    bench.sessions.admit([rows(late, 1, max(1, int(wait_ms / 4))), rows([light], 2, max(1, int(wait_ms / 4)))])
+    soon = bench.clock.now + 310 * bench.sessions.core.pressure.s_per_row / 4
+    bench.sessions.admit([rows(late, 1, soon), rows([light], 2, soon)])
     assert outcomes(bench) == dict.fromkeys(late, "OVERLOADED")
     bench.run()
     assert outcomes(bench) == dict.fromkeys([*queued, light], "")

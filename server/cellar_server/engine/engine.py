@@ -33,10 +33,11 @@ from cellar_server.sessions.messages import (
     Reply,
     Request,
     Rows,
+    RowsBack,
     RowsWait,
     StepRequest,
 )
-from cellar_server.sessions.rows import refusals
+from cellar_server.sessions.rows import refused
 from cellar_server.sessions.runs import Outcome, Run
 from cellar_server.sessions.sessions import Sessions
 from cellar_server.store.base import Store
@@ -113,6 +114,11 @@ class Engine:
         return self._dead is None and (since is None or self._clock() - since < self._stall_s)
 
     @property
+    def is_over(self) -> bool:
+        """Its thread was started and has ended."""
+        return self._thread.ident is not None and not self._thread.is_alive()
+
+    @property
     def num_sessions(self) -> int:
         """Open sessions."""
         return self._sessions.core.table.num_open
@@ -156,7 +162,7 @@ class Engine:
             if len(request.frame.handles) >= LARGE:
                 self._sessions.read_large(request)
         self._inbox.put(request)
-        if not self._thread.is_alive() and self._thread.ident is not None:
+        if self.is_over:
             self._refuse_inbox()
 
     def stop(self, drain_s: float) -> None:
@@ -358,9 +364,10 @@ def _refused(request: Request | Ran | None, error: CellarError) -> list[Reply]:
         case FrameRequest(to=to, frame_id=frame_id):
             return [FrameReply(to, frame_id, error)]
         case RowsWait(take=take):
-            return [reply for rows in take() for reply in refusals(rows, error)]
+            # their streams know whether they are for a version of the model that was loaded meanwhile
+            return [RowsBack(rows.to, rows) for rows in take()]
         case Rows() as rows:
-            return list(refusals(rows, error))
+            return [refused(rows, error)]
         case StepRequest(to=to):
             return [FrameReply(to, 0, error)]
         case PredictRequest(to=to):

@@ -50,7 +50,7 @@ class StreamSession:
     def __init__(self, context: grpc.aio.ServicerContext, registry: Registry, lanes: Lanes | None = None) -> None:
         self.context = context
         self._lanes = lanes  # of a native transport
-        self._has_lane = False
+        self._lane: Engine | None = None  # whose rows come without this object
         self.registry = registry
         self.number = next(_numbers) % 0xFFFFFFFE + 1
         self.caller = registry.callers.of(context)
@@ -81,7 +81,7 @@ class StreamSession:
                 raise torn
         finally:
             writer.cancel()
-            if self._has_lane:
+            if self._lane is not None:
                 self._lanes.close(self.number)
             for engine in self._engines.values():
                 engine.post(StreamClosed(self.number, is_cancelled))
@@ -237,14 +237,16 @@ class StreamSession:
 
     def _open_lane(self, engine: Engine) -> None:
         """From now on frames of one row may go to the engine without this object."""
-        if self._lanes is not None and not self._has_lane and not self._rations:  # a lane knows no limits
-            self._has_lane = True
+        if self._lanes is None or self._rations:  # a lane knows no limits
+            return
+        if self._lane is None or (self._lane.is_over and self._lane is not engine):
+            self._lane = engine
             lane = self._lanes.open(engine, self.number, self._post, self.turn)
             self.context.open_lane(lane, self.number, self.registry.config.max_frames_in_flight)  # type: ignore[attr-defined]
 
     def _settle_messages(self, count: int = 1) -> None:
         """So many messages are answered or dealt with: rows that go by themselves wait for that."""
-        if self._has_lane:
+        if self._lane is not None:
             self.context.settle(count)  # type: ignore[attr-defined]
 
     def _tell_ends(self, message: OpenSessions, error: CellarError) -> bool:

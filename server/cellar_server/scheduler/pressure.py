@@ -48,6 +48,26 @@ class Pressure:
         own = int(counts[at]) if at < len(callers) and callers[at] == caller else 0
         return (_up_to(own + 1, ordered, sums) + before + self._scheduler.max_rows) * self.s_per_row
 
+    def waits_s(self, callers: np.ndarray) -> np.ndarray | None:
+        """As `wait_s` for rows that come now, in this order, by their callers: [n]. None where one run takes all."""
+        n = len(callers)
+        if self.is_low(n):
+            return None
+        known, counts, _, _ = self._look()
+        names, of, added = np.unique(callers, return_inverse=True, return_counts=True)
+        at = np.minimum(np.searchsorted(known, names), max(0, len(known) - 1))
+        is_known = known[at] == names if len(known) else np.zeros(len(names), np.bool_)
+        own = np.where(is_known, counts[at], 0) if len(known) else np.zeros(len(names), np.int64)
+        # each row's rank among its caller's
+        order = np.argsort(of, kind="stable")
+        rank = np.empty(n, np.int64)
+        rank[order] = np.arange(n) - np.repeat(np.cumsum(added) - added, added)
+        rank += own[of] + 1
+        ordered = np.sort(np.concatenate([own + added, counts[~np.isin(known, names)]]))
+        sums = np.concatenate([[0], np.cumsum(ordered)])
+        full = np.searchsorted(ordered, rank)
+        return (sums[full] + (len(ordered) - full) * rank + self._scheduler.max_rows) * self.s_per_row
+
     def backlog_s(self, caller: int) -> float:
         """Seconds of waiting that whoever is live has already, in the eyes of a caller who wants more: what a single
         other caller has ready beyond all the rest does not count. 0 where one run takes all."""

@@ -134,6 +134,12 @@ class Frames:
         self.core.counts.chunks_failed += len(rows)
         self._outbox.refuse(request, rows, errors)
 
+    def refuse_rows(self, rows: Rows, places: np.ndarray, error: CellarError) -> None:
+        """Answers the rows at `places` with one error."""
+        if len(places):
+            self.core.counts.chunks_failed += len(places)
+            self._outbox.refuse_rows(rows, places, error)
+
     def admit_columns(self, columns: Columns, now: float) -> None:
         """Rows of which no two are of the same session."""
         core, table, work = self.core, self.core.table, self.core.work

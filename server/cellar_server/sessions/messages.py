@@ -48,7 +48,7 @@ class Rows:
     rest, frame: what they have in common, without what the columns hold, as bytes and read; call: the transport's
     number of each one's call; stream: whom its handle was issued to; handle: 0 where `ids` names the session; position,
     length, first_axis (of the shape): -1 for none given; size: bytes of each chunk; data: these bytes behind one
-    another; deadline: on the engine's clock, inf for none.
+    another; deadline: on the engine's clock, inf for none, None where no row has one.
     """
 
     to: Any
@@ -211,6 +211,27 @@ class RowsReply(AnswerReply):
 
 
 @dataclass(slots=True)
+class RowsRefused:
+    """One error for many rows. calls, frame_ids, handles, starts, positions: as in RowsReply, [M]; shape: of an output;
+    durable: up to where their sessions are stored, empty without a store."""
+
+    to: Any
+    call: np.ndarray
+    frame_ids: np.ndarray
+    handles: np.ndarray
+    starts: np.ndarray
+    positions: np.ndarray
+    shape: tuple[int, ...]
+    error: CellarError
+    durable: Any = ()
+
+    @property
+    def errors(self) -> list[tuple[int, CellarError]]:
+        """The error of each row."""
+        return [(row, self.error) for row in range(len(self.call))]
+
+
+@dataclass(slots=True)
 class RowsBack:
     """Rows that another engine's handles stand in."""
 
@@ -274,4 +295,4 @@ Request = (
     | StreamClosed
     | Call
 )
-Reply = AnswerReply | RowsBack | FrameReply | PredictReply | GenerateReply | CallReply
+Reply = AnswerReply | RowsRefused | RowsBack | FrameReply | PredictReply | GenerateReply | CallReply
