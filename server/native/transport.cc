@@ -195,10 +195,10 @@ void Call::read_ahead() {
 
 void Call::open_lane(uint64_t lane, uint64_t stream, int window) {
   std::lock_guard guard(lock_);
+  if (!stream_) messages_ = 1;  // the one that made the caller open it; a later lane goes on with what is unsettled
   lane_ = lane;
   stream_ = stream;
   window_ = window;
-  if (!stream_) messages_ = 1;  // the one that made the caller open it; a later lane goes on with what is unsettled
   read_ahead();
 }
 
