@@ -12,6 +12,7 @@ import grpc
 import numpy as np
 from cellar_proto.v1 import inference_pb2_grpc, models_pb2, sessions_pb2
 from cellar_proto.v1.inference_pb2 import OpenedSessions, StreamRequest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from cellar_client.book import SessionBook, checked, rows_of
 from cellar_client.credentials import Credentials, Pem
@@ -35,6 +36,7 @@ from cellar_client.messages import (
     ModelInfo,
     SessionInfo,
     Token,
+    affinity_metadata,
     channel_options,
     import_request,
     mint_id,
@@ -138,20 +140,27 @@ class AsyncClient:
         certificate: Pem = None,
         key: Pem = None,
         server_name: str = "",
+        affinity: str = "",
         keepalive_s: float = 5.0,
     ) -> None:
         self._credentials = Credentials(token, tls, root_certificates, certificate, key, server_name)
         self.timeout = timeout
         options = channel_options(keepalive_s)
+        self._affinity = affinity_metadata(affinity)
         self._links = Links(servers, lambda address: self._credentials.connect(grpc.aio, address, options))
         self._codecs: dict[tuple[str, int], Codec] = {}
         self._wire: AsyncWire | None = None
         self._wire_link: Link | None = None
 
     @property
-    def _metadata(self) -> tuple[tuple[str, str], ...]:
-        """Of a call that is made now."""
+    def _free_metadata(self) -> tuple[tuple[str, str], ...]:
+        """Of a call that is made now and that any server may answer."""
         return self._credentials.metadata()
+
+    @property
+    def _metadata(self) -> tuple[tuple[str, str], ...]:
+        """Of a call or stream about sessions that is made now, which a balancer leads to one server."""
+        return (*self._credentials.metadata(), *self._affinity)
 
     async def __aenter__(self) -> AsyncClient:
         return self
@@ -174,7 +183,8 @@ class AsyncClient:
             try:
                 with typed():
                     call = getattr(getattr(link, service), method)
-                    answer = await call(request, timeout=patience.left_s, metadata=self._metadata)
+                    metadata = self._metadata if service == "sessions" else self._free_metadata
+                    answer = await call(request, timeout=patience.left_s, metadata=metadata)
                 self._links.has_answered = True
                 return answer
             except CellarError as error:
@@ -192,6 +202,16 @@ class AsyncClient:
         """One model, with its counters as they stand."""
         request = models_pb2.GetModelRequest(name=name, version=version)
         return model_info(await self._ask("models", "GetModel", request))
+
+    async def is_serving(self, model: str = "", *, timeout: float = 2.0) -> bool:
+        """See Client.is_serving."""
+        stub = health_pb2_grpc.HealthStub(self._links.current.channel)
+        request = health_pb2.HealthCheckRequest(service=f"cellar.v1/{model}" if model else "")
+        try:
+            answer = await stub.Check(request, timeout=timeout, wait_for_ready=True)
+        except grpc.RpcError:
+            return False
+        return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
 
     async def load(self, model: str) -> list[int]:
         """See Client.load."""
@@ -265,7 +285,8 @@ class AsyncClient:
         book = GenerationBook(request, timeout or self.timeout, len(self._links))
         while not book.finish:
             link = self._links.current
-            call = link.inference.Generate(book._request, timeout=book._patience.left_s, metadata=self._metadata)
+            metadata = self._metadata if session_id else self._free_metadata
+            call = link.inference.Generate(book._request, timeout=book._patience.left_s, metadata=metadata)
             try:
                 with typed():
                     async for response in call:

@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from cellar_client import credentials
+from cellar_client import credentials, top
 from cellar_client.client import Client
 from cellar_client.emissions import Emissions
 from cellar_client.errors import CellarError
@@ -81,6 +82,17 @@ def _parser() -> argparse.ArgumentParser:
     sessions.add_argument("--all", action="store_true", help="list: those of all callers, where one may see them")
     sessions.set_defaults(run=_sessions)
 
+    health = verbs.add_parser(
+        "health", parents=[common], help="0 where the server serves, or one of its models, else 1"
+    )
+    health.add_argument("model", nargs="?", default="", help="a model (default: the server with all of its models)")
+    health.add_argument("--timeout", type=float, default=2.0, metavar="SECONDS")
+    health.set_defaults(run=_health)
+
+    watching = verbs.add_parser("top", parents=[common], help="watch what models and servers do")
+    top.add_arguments(watching)
+    watching.set_defaults(run=lambda options: top.run(options, partial(_watched, options)))
+
     scoring = verbs.add_parser("score", parents=[common], help="score a file")
     try:
         from cellar_client import score, tables
@@ -116,6 +128,18 @@ def _table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
 def _client(options: argparse.Namespace) -> Client:
     """To the servers of `--server`, as the caller that the flags and the environment say."""
     return Client(options.server.split(","), **credentials.from_arguments(vars(options)))
+
+
+def _watched(options: argparse.Namespace, address: str) -> Client:
+    """A client of one server that asks once, as the same caller."""
+    return Client(address, timeout=top.PATIENCE_S, **credentials.from_arguments(vars(options)))
+
+
+def _health(options: argparse.Namespace) -> int:
+    with _client(options) as client:
+        is_serving = client.is_serving(options.model, timeout=options.timeout)
+    print("SERVING" if is_serving else "NOT_SERVING")
+    return 0 if is_serving else 1
 
 
 def _models(options: argparse.Namespace) -> int:

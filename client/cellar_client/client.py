@@ -11,6 +11,7 @@ from typing import Any
 import grpc
 import numpy as np
 from cellar_proto.v1 import inference_pb2, models_pb2, sessions_pb2
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from cellar_client.book import SessionBook, checked, rows_of
 from cellar_client.credentials import Credentials, Pem
@@ -24,6 +25,7 @@ from cellar_client.messages import (
     ModelInfo,
     SessionInfo,
     Token,
+    affinity_metadata,
     channel_options,
     import_request,
     mint_id,
@@ -45,8 +47,9 @@ class Client:
     client.predict("sentiment", "a gripping film from start to finish").label
 
     servers: addresses, of which one is used until it does not answer; token, tls, root_certificates, certificate, key,
-    server_name: see Credentials; keepalive_s: a server that leaves a ping unanswered for half of that is gone (0: no
-    pings).
+    server_name: see Credentials; affinity: a key that goes along with all that concerns sessions, as `cellar-session`,
+    so that a balancer can lead it to one server (default: random, so a client's sessions are together); keepalive_s: a
+    server that leaves a ping unanswered for half of that is gone (0: no pings).
     """
 
     def __init__(
@@ -60,11 +63,13 @@ class Client:
         certificate: Pem = None,
         key: Pem = None,
         server_name: str = "",
+        affinity: str = "",
         keepalive_s: float = 5.0,
     ) -> None:
         self._credentials = Credentials(token, tls, root_certificates, certificate, key, server_name)
         self.timeout = timeout
         options = channel_options(keepalive_s)
+        self._affinity = affinity_metadata(affinity)
         self._links = Links(servers, lambda address: self._credentials.connect(grpc, address, options))
         self._codecs: dict[tuple[str, int], Codec] = {}
         self._wire: Wire | None = None
@@ -72,9 +77,14 @@ class Client:
         self._lock = threading.Lock()
 
     @property
-    def _metadata(self) -> tuple[tuple[str, str], ...]:
-        """Of a call that is made now."""
+    def _free_metadata(self) -> tuple[tuple[str, str], ...]:
+        """Of a call that is made now and that any server may answer."""
         return self._credentials.metadata()
+
+    @property
+    def _metadata(self) -> tuple[tuple[str, str], ...]:
+        """Of a call or stream about sessions that is made now, which a balancer leads to one server."""
+        return (*self._credentials.metadata(), *self._affinity)
 
     def __enter__(self) -> Client:
         return self
@@ -97,7 +107,8 @@ class Client:
             try:
                 with typed():
                     call = getattr(getattr(link, service), method)
-                    answer = call(request, timeout=patience.left_s, metadata=self._metadata)
+                    metadata = self._metadata if service == "sessions" else self._free_metadata
+                    answer = call(request, timeout=patience.left_s, metadata=metadata)
                 self._links.has_answered = True
                 return answer
             except CellarError as error:
@@ -116,6 +127,17 @@ class Client:
     def model(self, name: str, version: int = 0) -> ModelInfo:
         """One model, with its counters as they stand; version 0 is the newest."""
         return model_info(self._ask("models", "GetModel", models_pb2.GetModelRequest(name=name, version=version)))
+
+    def is_serving(self, model: str = "", *, timeout: float = 2.0) -> bool:
+        """Whether the server in use says that it serves, or that a model does; False where it does not answer in time.
+        Nobody else is asked, and no token is needed."""
+        stub = health_pb2_grpc.HealthStub(self._links.current.channel)
+        request = health_pb2.HealthCheckRequest(service=f"cellar.v1/{model}" if model else "")
+        try:
+            answer = stub.Check(request, timeout=timeout, wait_for_ready=True)
+        except grpc.RpcError:
+            return False
+        return answer.status == health_pb2.HealthCheckResponse.SERVING
 
     def load(self, model: str) -> list[int]:
         """Has the server serve what its models folder holds of a model; the versions that it serves now."""
@@ -298,9 +320,9 @@ class Generation(GenerationBook, Iterator[Token]):
 
     def _begin(self) -> None:
         self._link = self._client._links.current
-        self._call = self._link.inference.Generate(
-            self._request, timeout=self._patience.left_s, metadata=self._client._metadata
-        )
+        client = self._client
+        metadata = client._metadata if self._request.session_id else client._free_metadata
+        self._call = self._link.inference.Generate(self._request, timeout=self._patience.left_s, metadata=metadata)
 
     def __next__(self) -> Token:
         while not self._ready:

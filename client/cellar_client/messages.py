@@ -23,6 +23,8 @@ DTYPES = {
     DataType.INT16: np.dtype("<i2"),
     DataType.UINT8: np.dtype("u1"),
 }
+# Metadata of calls and streams about sessions: what a balancer may choose the server by.
+AFFINITY_KEY = "cellar-session"
 # Left free in a message for everything but its values.
 MARGIN_BYTES = 64 << 10
 
@@ -44,6 +46,14 @@ def channel_options(keepalive_s: float) -> list[tuple[str, int]]:
             ("grpc.http2.max_pings_without_data", 0),
         ]
     return options
+
+
+def affinity_metadata(affinity: str) -> tuple[tuple[str, str], ...]:
+    """The key by which a balancer keeps a client's sessions on one server, for "" a random one. ValueError for a key
+    that is no plain text."""
+    if not (affinity.isascii() and affinity.isprintable()):
+        raise ValueError("an affinity is printable ASCII")
+    return ((AFFINITY_KEY, affinity or mint_id()),)
 
 
 @dataclass(frozen=True)
@@ -187,12 +197,14 @@ class Codec:
         self.info = info
         self.dtype = np.dtype("u1") if info.is_text else DTYPES[info.manifest.input.dtype]
         self.wire_dtype = DataType.TEXT if info.is_text else info.manifest.input.dtype
-        self.shape = () if info.is_text else info.input_shape
+        # text is sent in bytes and PCM in samples, cut anywhere; all else in steps
+        is_cut_anywhere = info.is_text or info.manifest.position_unit == manifest_pb2.SAMPLES
+        self.shape = () if is_cut_anywhere else info.input_shape
         self.unit_bytes = self.dtype.itemsize * int(np.prod(self.shape, dtype=np.int64))
 
     def encode(self, values: Any) -> tuple[bytes, int]:
-        """Bytes and length (steps, or bytes of text) of one sequence; one step may come without its time axis.
-        DtypeMismatch, ShapeMismatch."""
+        """Bytes and length (steps, bytes of text or PCM samples) of one sequence; one step may come without its time
+        axis. DtypeMismatch, ShapeMismatch."""
         if self.info.is_text:
             if not isinstance(values, str | bytes):
                 raise DtypeMismatch(f"model {self.info.name!r} takes text, not {type(values).__name__}")

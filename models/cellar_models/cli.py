@@ -1,4 +1,4 @@
-"""`cellar-models train|evaluate|export|verify NAME`."""
+"""`cellar-models train|evaluate|export|verify NAME` for the zoo; `import-onnx|validate|draw` for any."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import torch
 from cellar_models import describe, digits, forecast, sentiment
 from cellar_models.data import DataChanged, DataMissing, data_folder
 from cellar_models.network import Network
+from cellar_models.own import commands
 from cellar_models.training import Result, Trainer
 from cellar_models.verify import Report, VerifyError, verify
 
@@ -21,12 +22,21 @@ MODELS: dict[str, ModuleType] = {"digits": digits, "sentiment": sentiment, "desc
 
 def main(arguments: list[str] | None = None) -> int:
     """0: done; 1: refused, with one line on standard error."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments and arguments[0] in commands.VERBS:
+        return commands.main(arguments)
     parser = argparse.ArgumentParser(prog="cellar-models", description=__doc__)
     parser.add_argument("verb", choices=["train", "evaluate", "export", "verify"])
     parser.add_argument("name", choices=sorted(MODELS))
     parser.add_argument("--data", type=Path, default=data_folder(), help="folder of the data sets (CELLAR_DATA)")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="where trained weights are kept")
     parser.add_argument("--zoo", type=Path, default=Path("models/zoo"), help="where artefacts are written")
+    parser.add_argument(
+        "--precision",
+        choices=["float32", "int8"],
+        default="float32",
+        help="export: float32 writes the folder anew, int8 adds that form to it; evaluate, verify: which form",
+    )
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--epochs", type=int, default=None, help="at most so many")
     options = parser.parse_args(arguments)
@@ -61,7 +71,7 @@ def _load(model: ModuleType, options: argparse.Namespace) -> tuple[Network, dict
     served = options.zoo / options.name / "1" / "model.pt"
     if path.is_file():
         saved = torch.load(path, weights_only=True)
-    elif served.is_file() and options.verb != "export":
+    elif served.is_file() and (options.verb != "export" or options.precision == "int8"):
         saved = {"weights": torch.jit.load(served).state_dict()}
     else:
         raise FileNotFoundError(f"{path} is missing: first `cellar-models train {options.name}`")
@@ -73,6 +83,10 @@ def _load(model: ModuleType, options: argparse.Namespace) -> tuple[Network, dict
 
 def _evaluate(model: ModuleType, options: argparse.Namespace) -> int:
     network, _ = _load(model, options)
+    if options.precision == "int8":
+        from cellar_models.variants import INT8_FILE, Served
+
+        network = Served(network, _present(options.zoo / options.name / "1" / INT8_FILE))  # type: ignore[assignment]
     print(_table(model.evaluate(network, options.data)))
     return 0
 
@@ -80,6 +94,8 @@ def _evaluate(model: ModuleType, options: argparse.Namespace) -> int:
 def _export(model: ModuleType, options: argparse.Namespace) -> int:
     from cellar_models.export import export
 
+    if options.precision == "int8":
+        return _export_int8(model, options)
     network, saved = _load(model, options)
     card = _card(options.name, model.evaluate(network, options.data), saved)
     folder = export(network, options.zoo, card=card, samples=lambda folder: model.write_samples(folder, options.data))
@@ -87,8 +103,43 @@ def _export(model: ModuleType, options: argparse.Namespace) -> int:
     return 0
 
 
+def _export_int8(model: ModuleType, options: argparse.Namespace) -> int:
+    from cellar_models.variants import add_int8
+
+    folder = options.zoo / options.name / "1"
+    _present(folder / "model.onnx")
+    network, _ = _load(model, options)
+    exact = model.evaluate(network, options.data)
+    add_int8(network, folder, lambda served: _beside(exact, model.evaluate(served, options.data)))
+    print(f"wrote int8 into {folder}")
+    return 0
+
+
+def _present(path: Path) -> Path:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing: it is written by `cellar-models export`")
+    return path
+
+
+def _beside(exact: Result, int8: Result) -> str:
+    """The measures of two precisions side by side, as in a card."""
+    rows = [(k, v, int8.metrics[k]) for k, v in exact.metrics.items()]
+    rows += [(k, v, int8.more[k]) for k, v in exact.more.items()]
+    head = f"| measure ({exact.unit}) | float32 | int8 |\n|---|---|---|\n"
+    return head + "\n".join(f"| {k} | {v:.4f} | {other:.4f} |" for k, v, other in rows)
+
+
 def _verify(model: ModuleType, options: argparse.Namespace) -> int:
     network, _ = _load(model, options)
+    if options.precision == "int8":
+        from cellar_models.variants import INT8_FILE, measure
+
+        folder = options.zoo / options.name / "1"
+        _present(folder / INT8_FILE)
+        distance = measure(network, folder)
+        print(f"int8 from float32: {distance.one_step:.1e} in one step, {distance.whole:.1e} after 16 steps")
+        print("the same bits at all rows and cuts" if distance.is_bit_identical else "bits depend on rows or cuts")
+        return 0 if distance.is_bit_identical else 1
     report = verify(network, options.zoo / options.name / "1")
     print(_findings(report))
     return 0

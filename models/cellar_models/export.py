@@ -6,9 +6,12 @@ import copy
 import hashlib
 import logging
 import shutil
+import sys
 import tempfile
+import types
 import warnings
 from pathlib import Path
+from typing import Any
 
 import torch
 from cellar_proto.v1.manifest_pb2 import Manifest
@@ -87,7 +90,8 @@ def write_manifest(network: Network, version: int, report: Report, folder: Path)
     manifest.step.file = "model.onnx"
     manifest.step.input, manifest.step.state_input = "x", "state"
     manifest.step.output, manifest.step.state_output = "y", "next_state"
-    manifest.torchscript_file = "model.pt"
+    if (folder / "model.pt").is_file():
+        manifest.torchscript_file = "model.pt"
     if network.has_prime:
         manifest.prime.graph.file = "prime.onnx"
         manifest.prime.graph.input, manifest.prime.graph.state_input = "x", "state"
@@ -101,9 +105,14 @@ def write_manifest(network: Network, version: int, report: Report, folder: Path)
     for path in sorted(folder.iterdir()):
         if path.is_file() and path.name not in ("manifest.json", "CARD.md"):
             manifest.sha256[path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
+    save_manifest(manifest, folder)
+    return manifest
+
+
+def save_manifest(manifest: Manifest, folder: Path) -> None:
+    """manifest.json, as people read it."""
     text = json_format.MessageToJson(manifest, preserving_proto_field_name=True, indent=1)
     (folder / "manifest.json").write_text(text + "\n")
-    return manifest
 
 
 def export(network: Network, zoo: Path, *, version: int = 1, card: str = "", samples: object = None) -> Path:
@@ -127,3 +136,16 @@ def export(network: Network, zoo: Path, *, version: int = 1, card: str = "", sam
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.move(folder, target)
     return target
+
+
+class _Callable(types.ModuleType):
+    """`cellar_models.export` is this module and, called, the export of a user's own network (see own.entry)."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        from cellar_models.own.entry import export
+
+        return export(*args, **kwargs)
+
+
+# the import of a submodule puts it in the package's place of that name, where people call it
+sys.modules[__name__].__class__ = _Callable

@@ -91,7 +91,7 @@ def verify(network: Network, folder: Path, seed: int = 0) -> Report:
             differing_rows.add(rows)
         for cut in (*CUTS, 0):
             sizes = [cut] * (16 // cut) + ([16 % cut] if 16 % cut else []) if cut else _random_cuts(rng, 16)
-            y = _in_cuts(step, x[:rows], start[:rows], sizes)
+            y = in_cuts(step, x[:rows], start[:rows], sizes)
             note("ONNX Runtime, cut", y, expected[:rows])
             if not np.array_equal(y, reference[:rows]):
                 (differing_rows if rows in differing_rows else differing_steps).add(
@@ -108,7 +108,7 @@ def _feed(x: np.ndarray, state: np.ndarray) -> dict[str, np.ndarray]:
     return {"x": x, "state": state}
 
 
-def _in_cuts(session: onnxruntime.InferenceSession, x: np.ndarray, state: np.ndarray, sizes: list[int]) -> np.ndarray:
+def in_cuts(session: onnxruntime.InferenceSession, x: np.ndarray, state: np.ndarray, sizes: list[int]) -> np.ndarray:
     outputs, at = [], 0
     for size in sizes:
         y, state = session.run(None, _feed(x[:, at : at + size], state))

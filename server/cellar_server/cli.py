@@ -76,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             check(settings.config)
             print(config_text.effective(settings))
         else:
-            set_up(settings.config.log_level)
+            set_up(settings.config.log_level, settings.config.log_format)
             run(serve(settings))
     except StartupError as error:
         print(f"cellar-server: {error}", file=sys.stderr)

@@ -23,6 +23,8 @@ ZOO = Path("models/zoo")
 MAX_SESSIONS = 1 << 24
 # Signatures that a token's reader cannot make itself. HS256 and its like share a secret, "none" has no signature.
 JWT_ALGORITHMS = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA")
+# Numbers that may be 0; all others are above it.
+ZERO = ("max_age_s", "drain_s", "answer_bytes", "jwt_leeway_s", "trace_sample")
 
 _option = option
 
@@ -40,6 +42,11 @@ class Config:
     )
     models: Path = _option(ZOO, "folder of models, <name>/<version>/manifest.json")
     provider: str = _option("cpu", "ONNX Runtime's execution provider", ("cpu", "cuda"))
+    precision: str = _option(
+        "float32",
+        "precision of the models that have it (their manifests say so); the others are served in float32",
+        ("float32", "int8"),
+    )
     intra_op: int = _option(1, "threads of one run")
     spin: bool = _option(False, "let idle run threads spin: faster alone, slower beside others")
     max_sessions: int = _option(131_072, "open sessions of one model")
@@ -112,6 +119,24 @@ class Config:
     )
     drain_s: float = _option(10.0, "seconds that accepted work gets to finish when the server stops")
     log_level: str = _option("info", "least severe messages logged", ("debug", "info", "warning", "error"))
+    log_format: str = _option(
+        "console", "lines for people, or JSON objects with their fields, one a line", ("console", "json")
+    )
+    metrics_listen: str = _option(
+        "",
+        "address of Prometheus metrics, HOST:PORT (:PORT is on the loopback), in the clear and for everybody who "
+        "reaches it; none: there are none",
+    )
+    traces: str = _option(
+        "", "OTLP collector (gRPC) that OpenTelemetry traces go to, http://HOST:PORT; none: nothing is traced"
+    )
+    trace_sample: float = _option(
+        0.01, "part, 0 to 1, that is traced: of the calls whose caller does not say, and of all frames of streams"
+    )
+    channelz: bool = _option(
+        False,
+        "show connections and calls by grpc.channelz.v1, to who administers all models (transport aio only)",
+    )
 
     def __post_init__(self) -> None:
         host, _, port = self.listen.rpartition(":")
@@ -119,7 +144,7 @@ class Config:
             raise StartupError(f"listen: {self.listen!r} is not HOST:PORT")
         for each in dataclasses.fields(self):
             value = getattr(self, each.name)
-            least = 0 if each.name in ("max_age_s", "drain_s", "answer_bytes", "jwt_leeway_s") else 1e-9
+            least = 0 if each.name in ZERO else 1e-9
             if isinstance(value, int | float) and not isinstance(value, bool) and not value >= least:
                 raise StartupError(f"{each.name}: {value} is too small")
             if each.name == "max_sessions" and value > MAX_SESSIONS:
@@ -129,6 +154,16 @@ class Config:
             if each.metadata["choices"] and value not in each.metadata["choices"]:
                 raise StartupError(f"{each.name}: {value!r} is not one of {', '.join(each.metadata['choices'])}")
         self._check_callers()
+        self._check_what_is_shown()
+
+    def _check_what_is_shown(self) -> None:
+        colon, port = self.metrics_listen.rpartition(":")[1:]
+        if self.metrics_listen and (not colon or not port.isdecimal() or int(port) > 65535):
+            raise StartupError(f"metrics_listen: {self.metrics_listen!r} is not HOST:PORT")
+        if self.trace_sample > 1:
+            raise StartupError(f"trace_sample: {self.trace_sample} is not a part, 0 to 1")
+        if self.channelz and self.transport == "native":
+            raise StartupError("channelz: it shows the connections of grpc.aio: use transport aio")
 
     def _check_callers(self) -> None:
         if bool(self.tls_cert) != bool(self.tls_key):

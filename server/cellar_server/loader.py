@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
+from typing import Any
 
 from cellar_proto.v1.manifest_pb2 import Mode
 from cellar_proto.v1.reason_pb2 import Reason
@@ -14,6 +15,7 @@ from cellar_server import zoo
 from cellar_server.engine import Engine
 from cellar_server.errors import CellarError
 from cellar_server.front.registry import Registry
+from cellar_server.log import about
 from cellar_server.runtime.base import StartupError
 from cellar_server.store.base import Store, StoreError
 
@@ -21,6 +23,10 @@ log = logging.getLogger("cellar_server")
 
 # Seconds between two looks at whether a version's last session is closed.
 LOOK_S = 0.05
+
+
+def _about(key: tuple[str, int]) -> dict[str, Any]:
+    return about(model=key[0], version=key[1])
 
 
 class Loader:
@@ -45,10 +51,16 @@ class Loader:
         registry, config, key = self.registry, self.registry.config, (entry.name, entry.version)
         begun = time.perf_counter()
         try:
-            model = zoo.load(entry, provider=config.provider, intra_op=config.intra_op, spin=config.spin)
+            model = zoo.load(
+                entry,
+                provider=config.provider,
+                precision=config.precision,
+                intra_op=config.intra_op,
+                spin=config.spin,
+            )
         except CellarError as error:
             registry.broken[key] = error
-            log.error("model %s/%d is broken and not served: %s", *key, error.message)
+            log.error("model %s/%d is broken and not served: %s", *key, error.message, extra=_about(key))
             return None
         try:
             engine = Engine(model, config, registry.directory, store=self.store)
@@ -62,16 +74,20 @@ class Loader:
         registry.broken.pop(key, None)
         registry.engines[key] = engine
         log.info(
-            "model %s/%d: %s, %s, state %d, %s, loaded in %.0f ms",
+            "model %s/%d: %s, %s, state %d, %s, %s, loaded in %.0f ms",
             *key,
             Mode.Name(model.manifest.mode).lower().replace("_", "-"),
             model.manifest.architecture,
             model.manifest.state_size,
+            model.manifest.precision,
             config.provider,
             1000 * (time.perf_counter() - begun),
+            extra=_about(key),
         )
+        if model.manifest.precision != config.precision:
+            log.info("model %s/%d: the server's precision is %s", *key, config.precision)
         if engine.num_restored:
-            log.info("model %s/%d: %d sessions taken up from the store", *key, engine.num_restored)
+            log.info("model %s/%d: %d sessions taken up from the store", *key, engine.num_restored, extra=_about(key))
         return engine
 
     async def load(self, name: str) -> list[int]:
@@ -121,7 +137,7 @@ class Loader:
                     del registry.engines[key]
                     await asyncio.get_running_loop().run_in_executor(None, engine.stop, registry.config.drain_s)
                     ended += engine.release(error)
-                    log.info("model %s/%d was unloaded", *key)
+                    log.info("model %s/%d was unloaded", *key, extra=_about(key))
                 return ended
         finally:
             registry.leaving.difference_update(keys)

@@ -14,7 +14,10 @@ class Rights:
     """A table [rights."NAME"], where NAME may be a pattern (*, ?, [...]) of callers' names."""
 
     call: tuple[str, ...] = option(("*",), "models that may be called, by name or pattern")
-    administer: tuple[str, ...] = option((), "models that may be loaded and unloaded, by name or pattern")
+    administer: tuple[str, ...] = option(
+        (),
+        'models that may be loaded and unloaded, by name or pattern; with "*" also all that channelz shows',
+    )
     see_all: bool = option(False, "whether the sessions of all callers may be listed")
 
     def may_call(self, model: str) -> bool:
@@ -22,6 +25,11 @@ class Rights:
 
     def may_administer(self, model: str) -> bool:
         return any(fnmatchcase(model, pattern) for pattern in self.administer)
+
+    @property
+    def administers_all(self) -> bool:
+        """Of the server itself, not of some models."""
+        return "*" in self.administer
 
     def __or__(self, other: Rights) -> Rights:
         """What either of them allows."""

@@ -39,6 +39,7 @@ from cellar_server.front.reading import Reader
 from cellar_server.front.registry import Registry
 from cellar_server.front.sessions import SessionsFront
 from cellar_server.loader import Loader
+from cellar_server.log import about
 from cellar_server.runtime.base import StartupError
 from cellar_server.runtime.onnx import check_provider
 from cellar_server.sessions.messages import Reply, RowsBack, RowsRefused, RowsReply
@@ -49,6 +50,8 @@ from cellar_server.transport.base import Transport
 
 if TYPE_CHECKING:
     from cellar_server.front.lanes import Lanes
+    from cellar_server.front.metrics import MetricsServer
+    from cellar_server.front.traces import Traces
 
 log = logging.getLogger("cellar_server")
 
@@ -74,11 +77,12 @@ class Server:
     """A server of one folder of models. `await start()`, then `port`; `await drain()` ends it. settings: where the
     configuration came from, for what may change while it serves."""
 
-    def __init__(self, config: Config, settings: Settings | None = None) -> None:
+    def __init__(self, config: Config, settings: Settings | None = None, *, traces: Traces | None = None) -> None:
         self.config = config
         self.life = Life.NEW
         self.port = 0
         self.registry = Registry(config)
+        self.registry.traces = traces
         self.access = Access(config, self.registry.callers, self.registry.streams, settings)
         self.health = health.aio.HealthServicer()
         self.loader = Loader(self.registry, self._start)
@@ -87,6 +91,7 @@ class Server:
         self._lanes: Lanes | None = None
         self._named: set[str] = set()
         self._readiness = Readiness()
+        self.metrics: MetricsServer | None = None
         self._watching: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -104,13 +109,17 @@ class Server:
             max_message_bytes=self.config.max_message_bytes,
             interceptors=(Reader(), *((Guard(callers),) if callers.is_on else ())),
         )
-        lanes = self._lanes = open_lanes(self.registry, server, loop)
-        inference_pb2_grpc.add_InferenceServicer_to_server(Inference(self.registry, lanes), server)
+        inference, open_inference = self._make_services(server)
+        inference_pb2_grpc.add_InferenceServicer_to_server(inference, server)
         sessions_pb2_grpc.add_SessionsServicer_to_server(SessionsFront(self.registry), server)
         models_pb2_grpc.add_ModelsServicer_to_server(ModelsFront(self.registry, self), server)
         health_pb2_grpc.add_HealthServicer_to_server(self.health, server)
-        OpenInference(self.registry, self).add_to(server)
+        open_inference.add_to(server)
         names = [*SERVICES, oip.SERVICE.full_name, health.SERVICE_NAME, reflection.SERVICE_NAME]
+        if self.config.channelz:
+            from cellar_server.front.channelz import add_channelz
+
+            names.append(add_channelz(server, callers))
         reflected = reflection.aio.ReflectionServicer(names, pool=oip.BothPools())
         reflection_pb2_grpc.add_ServerReflectionServicer_to_server(reflected, server)
         self.port = self.access.add_port(server, self.config.listen)
@@ -120,14 +129,39 @@ class Server:
             self._start(engine)
         if self._store is not None:
             self.registry.holding.start(self._store, can_hold_more=self.config.when_full == "spill")
+        if self.config.metrics_listen:
+            self.metrics = self._show_metrics()
         await server.start()
         self._grpc = server
         self.life = Life.SERVING
         await self._set_health()
         self._watching = asyncio.ensure_future(self._watch())
         host = self.config.listen.rpartition(":")[0]
-        log.info("transport: %s", "aio" if lanes is None else "native")
+        log.info("transport: %s", "native" if hasattr(server, "add_lane") else "aio")
         log.info("cellar-server listening on %s:%d", host, self.port)
+
+    def _make_services(self, server: Transport) -> tuple[Inference, OpenInference]:
+        """The services of inference, traced where that is asked for."""
+        registry, config = self.registry, self.config
+        if config.traces and registry.traces is None:
+            try:
+                from cellar_server.front.traces import Traces, otlp
+            except ImportError:
+                raise StartupError("traces: they need OpenTelemetry: pip install 'cellar-serving[traces]'") from None
+            registry.traces = Traces(otlp(config.traces), config.trace_sample)
+        if registry.traces is None:
+            self._lanes = open_lanes(registry, server, asyncio.get_running_loop())
+            return Inference(registry, self._lanes), OpenInference(registry, self)
+        # without lanes: every frame comes by itself, and can be traced
+        from cellar_server.front.traces import TracedInference, TracedOpenInference
+
+        return TracedInference(registry), TracedOpenInference(registry, self)
+
+    def _show_metrics(self) -> MetricsServer:
+        from cellar_server.front.metrics import MetricsServer, ServerCollector
+
+        collector = ServerCollector(self.registry, lambda: self.is_ready)
+        return MetricsServer(self.config.metrics_listen, collector)
 
     def _open_store(self) -> Store | None:
         config = self.config
@@ -203,7 +237,8 @@ class Server:
         assert self._store is not None
         try:
             for model, version in self._store.purge(time.time()):
-                log.info("a stored session of %s/%d expired: nobody asked for it", model, version)
+                what = "a stored session of %s/%d expired: nobody asked for it"
+                log.info(what, model, version, extra=about(model=model, version=version))
         except StoreError as error:
             log.error("the store could not be purged: %s", error)
 
@@ -250,6 +285,10 @@ class Server:
         )
         self.registry.streams.end_all(over)
         await self._grpc.stop(min(1.0, self.config.drain_s))
+        if self.registry.traces is not None:
+            await loop.run_in_executor(None, self.registry.traces.close)
+        if self.metrics is not None:
+            await loop.run_in_executor(None, self.metrics.close)
         self.life = Life.STOPPED
         log.info("stopped")
 

@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from cellar_proto.v1.manifest_pb2 import Manifest, Mode
+from cellar_proto.v1.manifest_pb2 import Manifest, Mode, PositionUnit
 from cellar_proto.v1.reason_pb2 import Reason
+from cellar_proto.v1.tensor_pb2 import DataType
 from google.protobuf import json_format
 
 from cellar_server.codecs.dialogue_act import DialogueActCodec
+from cellar_server.codecs.pcm import PcmCodec
 from cellar_server.codecs.text import TextCodec
 from cellar_server.codecs.vocabulary import Vocabulary
 from cellar_server.errors import CellarError
@@ -25,6 +27,8 @@ log = logging.getLogger("cellar_server.zoo")
 MAX_MANIFEST_BYTES, MAX_CODEC_BYTES, MAX_FILE_BYTES = 4 << 20, 64 << 20, 1 << 30
 # Numbers in a state row; in one step's input or output, and in a condition.
 MAX_STATE, MAX_NUMBERS = 1 << 22, 1 << 20
+# A session's tail is less than a frame of 16-bit samples, and has to stay small.
+MAX_FRAME_SAMPLES = 1 << 14
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,12 @@ class Model:
     text: TextCodec | None = None
     condition: DialogueActCodec | None = None
     vocabulary: Vocabulary | None = None
+    pcm: PcmCodec | None = None
+
+    @property
+    def codec(self) -> TextCodec | PcmCodec | None:
+        """What makes steps of what callers send; None where they send steps."""
+        return self.text or self.pcm
 
 
 def find(folder: Path) -> list[Entry]:
@@ -59,10 +69,16 @@ def find(folder: Path) -> list[Entry]:
     return sorted(entries, key=lambda entry: (entry.name, entry.version))
 
 
-def load(entry: Entry, *, provider: str = "cpu", intra_op: int = 1, spin: bool = False) -> Model:
-    """Opens one entry; CellarError MODEL_BROKEN with what is wrong with it."""
+def load(
+    entry: Entry, *, provider: str = "cpu", precision: str = "float32", intra_op: int = 1, spin: bool = False
+) -> Model:
+    """Opens one entry; CellarError MODEL_BROKEN with what is wrong with it.
+
+    precision: served where the folder holds it and its manifest names no other; else float32. A device serves float32.
+    """
     try:
         manifest = _manifest(entry)
+        manifest = serve_in(manifest, manifest.precision or precision if provider == "cpu" else "float32")
         _check_parts(manifest)
         runtime = OnnxRuntime(manifest, entry.folder, provider=provider, intra_op=intra_op, spin=spin)
         _try_out(manifest, runtime)
@@ -88,11 +104,17 @@ def _manifest(entry: Entry) -> Manifest:
         raise ValueError(f"the manifest is of {manifest.name}/{manifest.version}")
     if manifest.input.dtype not in DTYPES or manifest.mode == Mode.MODE_UNSPECIFIED or not manifest.state_size:
         raise ValueError("the manifest lacks mode, input.dtype or state_size")
+    precisions = [variant.precision for variant in manifest.variants]
+    if manifest.precision not in ("", "float32", *precisions) or not all(
+        variant.step_file for variant in manifest.variants
+    ):
+        raise ValueError(f"the manifest has {precisions} beside float32 and is to be served in {manifest.precision!r}")
     _check_sizes(manifest)
     codecs = {manifest.text.tokenizer_file, manifest.prime.text.tokenizer_file, manifest.generation.vocabulary_file}
     named = [
         manifest.step.file,
         manifest.prime.graph.file,
+        *(variant.step_file for variant in manifest.variants),
         manifest.start_file,
         manifest.text.tokenizer_file,
         manifest.generation.vocabulary_file,
@@ -130,6 +152,28 @@ def _check_sizes(manifest: Manifest) -> None:
             raise ValueError(f"{name} is {' x '.join(map(str, shape))}; 1 to {most} numbers are served")
     if max(manifest.parity.min_rows, manifest.text.max_word_bytes) > 1 << 16:
         raise ValueError("parity.min_rows or text.max_word_bytes is over 65536")
+
+
+def serve_in(manifest: Manifest, precision: str) -> Manifest:
+    """The manifest of what is served: the graphs of one precision as if there were no other; float32 where the model
+    has it in no such precision.
+
+    The files of the others are left out of `sha256`, so a state fits the precision that computed it and no other, and a
+    model's float32 states fit it also after int8 was added to its folder.
+    """
+    served = Manifest()
+    served.CopyFrom(manifest)
+    served.precision = "float32"
+    del served.variants[:]
+    for variant in manifest.variants:
+        if variant.precision == precision:
+            served.precision = precision
+            del served.sha256[served.step.file]
+            served.step.file = variant.step_file
+            served.parity.CopyFrom(variant.parity)
+        elif variant.step_file != served.step.file:
+            served.sha256.pop(variant.step_file, None)
+    return served
 
 
 def _check_parts(manifest: Manifest) -> None:
@@ -170,8 +214,15 @@ def _try_out(manifest: Manifest, runtime: Runtime) -> None:
             raise GraphMismatch(f"prime gives a state of {state.shape}")
 
 
-def _codecs(manifest: Manifest, folder: Path) -> tuple[TextCodec | None, DialogueActCodec | None, Vocabulary | None]:
-    text = condition = vocabulary = None
+def _codecs(
+    manifest: Manifest, folder: Path
+) -> tuple[TextCodec | None, DialogueActCodec | None, Vocabulary | None, PcmCodec | None]:
+    text = condition = vocabulary = pcm = None
+    if manifest.position_unit == PositionUnit.SAMPLES:
+        shape = list(manifest.input.shape)
+        if manifest.input.dtype != DataType.INT16 or len(shape) != 1 or not 0 < shape[0] <= MAX_FRAME_SAMPLES:
+            raise ValueError(f"positions in samples need int16 frames of 1 to {MAX_FRAME_SAMPLES} samples, not {shape}")
+        pcm = PcmCodec(shape[0])
     if manifest.HasField("text"):
         text = TextCodec(folder / manifest.text.tokenizer_file, manifest.text.max_word_bytes or 256)
         size = text.tokenizer.get_vocab_size()
@@ -185,4 +236,4 @@ def _codecs(manifest: Manifest, folder: Path) -> tuple[TextCodec | None, Dialogu
         vocabulary = Vocabulary(folder / manifest.generation.vocabulary_file, manifest.generation.separator)
         if [len(vocabulary.words)] != list(manifest.output.shape):
             raise ValueError(f"{len(vocabulary.words)} words; the graph emits {list(manifest.output.shape)} logits")
-    return text, condition, vocabulary
+    return text, condition, vocabulary, pcm

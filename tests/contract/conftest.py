@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import grpc
 import pytest
@@ -17,9 +18,9 @@ from tests.fakes.zoo import write_counter
 class Running:
     """A server on an event loop of its own thread."""
 
-    def __init__(self, config: Config, settings: Settings | None = None) -> None:
+    def __init__(self, config: Config, settings: Settings | None = None, **parts: Any) -> None:
         self.loop = asyncio.new_event_loop()
-        self.server = Server(config, settings)
+        self.server = Server(config, settings, **parts)
         self._thread = threading.Thread(target=self.loop.run_forever, daemon=True)
         self._thread.start()
         self.run(self.server.start())

@@ -24,6 +24,7 @@ from cellar_server.config import Config
 from cellar_server.credentials import read_pems
 from cellar_server.front.callers import Callers
 from cellar_server.front.open_streams import OpenStreams
+from cellar_server.rights import Rights
 from cellar_server.runtime.base import StartupError
 
 from tests.contract.conftest import Running
@@ -259,3 +260,32 @@ def test_the_command_takes_flags_and_environment(
         scored = ["--model", "counter", "--input", str(tmp_path / "rows.csv"), "--output", str(tmp_path / "out.csv")]
         assert main(["score", "--server", server.address, "--features", "a,b", *scored]) == 0
         assert (tmp_path / "out.csv").read_text().count("\n") == 3
+
+
+def test_health_and_top_make_themselves_known(
+    serving: Serving, tmp_path: Path, ca: Authority, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By a certificate to connect at all, and by a token as who they ask."""
+    (tmp_path / "ca.pem").write_bytes(ca.pem)
+    (tmp_path / "token").write_text("secret\n")
+    (tmp_path / "tokens").write_text(f"{hashlib.sha256(b'secret').hexdigest()} anna\n")
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    cert, key = write(theirs, ca.issue("prober"))
+    options = {
+        "tls_client_ca": str(tmp_path / "ca.pem"),
+        "tokens": str(tmp_path / "tokens"),
+        "rights": {"anna": Rights(), "prober": Rights(call=())},
+    }
+    with serving(tmp_path, ca.server(), **options) as server:
+        certified = ["--server", server.address, "--tls-ca", str(tmp_path / "ca.pem"), "--tls-cert", cert]
+        certified += ["--tls-key", key]
+        top = ["top", "--once", "--interval", "0.2"]
+        assert main(["health", *certified]) == 0
+        assert main([*top, *certified, "--token-file", str(tmp_path / "token")]) == 0
+        assert "counter/1" in capsys.readouterr().out
+        assert main([*top, *certified]) == 0
+        assert "counter" not in capsys.readouterr().out  # who may not call it is not shown it
+        assert main(["health", "--timeout", "0.5", *certified[:4]]) == 1
+        assert main([*top, *certified[:4]]) == 1
+        assert "no answer" in capsys.readouterr().out

@@ -8,7 +8,7 @@ from pathlib import Path
 from cellar_proto.v1.manifest_pb2 import MANY_TO_MANY_ALIGNED, ROWS, Manifest, StatePart, StepSpec
 from cellar_proto.v1.tensor_pb2 import FLOAT32
 from google.protobuf import json_format
-from onnx import TensorProto, checker, helper
+from onnx import TensorProto, checker, helper, load
 
 
 def write_counter(folder: Path, name: str = "counter", *, version: int = 1, time: object = "time") -> Path:
@@ -56,6 +56,17 @@ def write_counter(folder: Path, name: str = "counter", *, version: int = 1, time
     manifest.sha256["model.onnx"] = hashlib.sha256((entry / "model.onnx").read_bytes()).hexdigest()
     write_manifest(entry, manifest)
     return entry
+
+
+def add_int8(entry: Path) -> None:
+    """Another graph that computes the same, named as the entry's int8 form."""
+    model = load(entry / "model.onnx")
+    model.doc_string = "int8"
+    (entry / "model.int8.onnx").write_bytes(model.SerializeToString())
+    manifest = read_manifest(entry)
+    manifest.variants.add(precision="int8", step_file="model.int8.onnx").parity.min_rows = 2
+    manifest.sha256["model.int8.onnx"] = hashlib.sha256((entry / "model.int8.onnx").read_bytes()).hexdigest()
+    write_manifest(entry, manifest)
 
 
 def read_manifest(entry: Path) -> Manifest:

@@ -6,9 +6,11 @@ import json
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
 from cellar_proto.v1 import manifest_pb2
 from cellar_server.codecs.dialogue_act import DialogueActCodec
+from cellar_server.codecs.pcm import PcmCodec
 from cellar_server.codecs.text import TextCodec
 from cellar_server.codecs.vocabulary import Vocabulary
 from cellar_server.errors import CellarError
@@ -107,3 +109,21 @@ def test_pieces_of_text_join_to_the_whole(tmp_path: Path) -> None:
     values = {"<name>": "Зоя"}
     pieces = [vocabulary.text([id], values, i == 0) for i, id in enumerate([2, 3, 4])]
     assert b"".join(pieces) == vocabulary.text([2, 3, 4], values, True) == "Зоя is nice".encode()
+
+
+@given(st.integers(1, 7), st.binary(max_size=120), st.lists(st.integers(0, 60), max_size=8))
+def test_frames_do_not_depend_on_the_cut(frame_samples: int, data: bytes, cuts: list[int]) -> None:
+    data = data[: len(data) // 2 * 2]
+    codec = PcmCodec(frame_samples)
+    whole, rest = codec.take(b"", data, True)
+    assert rest == b""
+    assert whole.tobytes() == data[: whole.nbytes]
+    assert len(data) - whole.nbytes < 2 * frame_samples
+    places = sorted({0, len(data), *(2 * cut for cut in cuts if 2 * cut < len(data))})
+    found, tail = [np.zeros((0, frame_samples), np.int16)], b""
+    for low, high in pairwise(places):
+        frames, tail = codec.take(tail, data[low:high], False)
+        assert len(tail) < 2 * frame_samples
+        found.append(frames)
+    found.append(codec.take(tail, b"", True)[0])
+    assert np.array_equal(np.concatenate(found), whole)

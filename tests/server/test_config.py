@@ -42,6 +42,10 @@ def test_flags_are_stronger_than_the_environment() -> None:
         (["--max-sessions", "many"], "no int"),
         (["--max-sessions", "0"], "too small"),
         (["--provider", "tpu"], "not one of cpu, cuda"),
+        (["--metrics-listen", "9464"], "metrics_listen: '9464' is not HOST:PORT"),
+        (["--trace-sample", "1.5"], "not a part"),
+        (["--trace-sample", "-0.5"], "too small"),
+        (["--channelz", "--transport", "native"], "use transport aio"),
     ],
 )
 def test_bad_values_are_named(arguments: list[str], message: str) -> None:
@@ -242,6 +246,7 @@ def test_the_file_on_the_page_about_security_is_one(tmp_path: Path) -> None:
         "jwt_audience",
         "jwt_leeway_s",
         "jwt_algorithms",
+        "metrics_listen",
     }
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 from cellar_server.scheduler.policy import Cost, choose
+from cellar_server.scheduler.scheduler import BULK_CAUTION, LEAST_RUN_S, Scheduler
+from cellar_server.scheduler.work import Work
 from cellar_server.sessions.messages import PredictRequest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -94,3 +96,100 @@ def test_every_sequence_ends_with_the_right_sum(lengths: list[int]) -> None:
     assert reply.outputs.ravel().tolist() == lengths
     assert sum(rows * steps for rows, steps in runtime.runs) == sum(lengths)
     assert max(rows for rows, _ in runtime.runs) <= 16
+
+
+COST = Cost(1e-4, 1e-5, 1e-5)
+
+
+def queue_of(lengths: list[int], *, max_rows: int = 64, is_bulk: bool = False) -> tuple[Work, Scheduler]:
+    work = Work(max(512, len(lengths)), 1)
+    scheduler = Scheduler(work, CounterRuntime(), COST, max_rows=max_rows, budget_s=0.01)
+    add(work, scheduler, lengths, is_bulk=is_bulk)
+    return work, scheduler
+
+
+def add(work: Work, scheduler: Scheduler, lengths: list[int], *, is_bulk: bool = False) -> np.ndarray:
+    rows = work.take(len(lengths))
+    work.steps[rows] = lengths
+    work.limit(rows, np.inf, is_bulk)
+    scheduler.add(rows)
+    return rows
+
+
+def advance(work: Work, scheduler: Scheduler) -> tuple[np.ndarray, int]:
+    """One run, whose unfinished rows are ready again."""
+    rows, q = scheduler.next()
+    work.done[rows] += q
+    going = rows[work.done[rows] < work.steps[rows]]
+    if len(going):
+        scheduler.add(going)
+    return rows, q
+
+
+def test_a_long_row_alone_is_cut_short_so_that_a_newcomer_waits_little() -> None:
+    work, scheduler = queue_of([10_000])
+    _, q = advance(work, scheduler)
+    assert COST(1, q - 1) < 0.01 < COST(1, q + 1)  # 10,000 steps are a tenth of a second: a full run
+    work, scheduler = queue_of([700])
+    _, q = advance(work, scheduler)
+    assert COST(1, q - 1) < LEAST_RUN_S < COST(1, q + 2)
+
+
+def test_many_rows_that_wait_make_long_runs() -> None:
+    work, scheduler = queue_of([100] * 400)
+    rows, q = advance(work, scheduler)
+    assert 0.009 < COST(len(rows), q) <= 0.01
+
+
+def test_bulk_rows_alone_make_long_runs_and_short_ones_where_interactive_rows_come() -> None:
+    work, scheduler = queue_of([10_000] * 8, is_bulk=True)
+    rows, q = advance(work, scheduler)
+    assert COST(len(rows), q) > 0.009
+    (short,) = add(work, scheduler, [1]).tolist()
+    for _ in range(2):
+        rows, q = advance(work, scheduler)
+        assert COST(len(rows), q) <= LEAST_RUN_S
+    assert work.done[short] == 1
+    for _ in range(BULK_CAUTION):
+        rows, q = advance(work, scheduler)
+        assert COST(len(rows), q) <= LEAST_RUN_S
+    rows, q = advance(work, scheduler)
+    assert COST(len(rows), q) > 0.009
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 300), st.booleans()), min_size=1, max_size=60),
+    st.lists(st.lists(st.integers(1, 300), max_size=4), max_size=12),
+    st.integers(1, 32),
+)
+def test_every_ready_row_runs_within_a_bounded_number_of_runs(
+    first: list[tuple[int, bool]], later: list[list[int]], max_rows: int
+) -> None:
+    work = Work(512, 1)
+    scheduler = Scheduler(work, CounterRuntime(), COST, max_rows=max_rows, budget_s=0.01)
+    for length, is_bulk in first:
+        add(work, scheduler, [length], is_bulk=is_bulk)
+    total, most, runs = work.num_used, 0, 0
+    newcomers = list(later)
+    while scheduler.has_ready:
+        if newcomers:
+            lengths = newcomers.pop()
+            if lengths:
+                add(work, scheduler, lengths)
+                total += len(lengths)
+        ready = scheduler.ready
+        rows, q = scheduler.next()
+        assert 1 <= len(rows) <= max_rows
+        assert np.isin(rows, ready).all()
+        assert (work.done[rows] + q <= work.steps[rows]).all()
+        assert q == 1 or COST(len(rows), q) <= 0.01 + 1e-9
+        work.done[rows] += q
+        most = max(most, int(work.waited[scheduler.ready].max(initial=0)))
+        going = rows[work.done[rows] < work.steps[rows]]
+        if len(going):
+            scheduler.add(going)
+        runs += 1
+        assert runs <= sum(work.steps)
+    assert (work.done[: work.capacity] == work.steps).all()
+    # its turn comes after those in front of it, each passed over once at most, and a bulk row's patience
+    assert most <= 8 + 2 * (1 + total // max_rows) + 2

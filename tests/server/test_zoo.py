@@ -12,9 +12,10 @@ from cellar_server import zoo
 from cellar_server.errors import CellarError
 from cellar_server.runtime.base import StartupError
 from cellar_server.runtime.onnx import check_provider
+from cellar_server.sessions.states import model_sha256
 
 from tests.fakes.bench import reason_of
-from tests.fakes.zoo import read_manifest, write_counter, write_manifest
+from tests.fakes.zoo import add_int8, read_manifest, write_counter, write_manifest
 
 
 def test_a_good_folder_is_found_and_loaded(tmp_path: Path) -> None:
@@ -49,6 +50,9 @@ def broken(change: Callable[[Manifest], object]) -> Callable[[Path], None]:
         (broken(lambda m: setattr(m, "state_size", 3)), "hold 2 numbers"),
         (broken(lambda m: setattr(m.step, "output", "z")), "no tensor 'z'"),
         (broken(lambda m: m.output.shape.append(3)), "y is"),
+        (broken(lambda m: setattr(m, "precision", "int8")), "to be served in 'int8'"),
+        (broken(lambda m: m.variants.add(precision="int8", step_file="other.onnx")), "no entry for other.onnx"),
+        (broken(lambda m: m.variants.add(precision="int8")), "to be served"),
     ],
 )
 def test_a_broken_folder_says_why(tmp_path: Path, breaking: Callable[[Path], object], message: str) -> None:
@@ -57,6 +61,43 @@ def test_a_broken_folder_says_why(tmp_path: Path, breaking: Callable[[Path], obj
     with pytest.raises(CellarError, match=message) as caught:
         zoo.load(entry)
     assert reason_of(caught.value) == "MODEL_BROKEN"
+
+
+@pytest.mark.parametrize(
+    ("asked", "by_manifest", "served"),
+    [
+        ("float32", "", "float32"),
+        ("int8", "", "int8"),
+        ("float32", "int8", "int8"),
+        ("int8", "float32", "float32"),
+    ],
+)
+def test_precision_is_the_manifests_choice_or_else_the_servers(
+    tmp_path: Path, asked: str, by_manifest: str, served: str
+) -> None:
+    path = write_counter(tmp_path)
+    add_int8(path)
+    broken(lambda m: setattr(m, "precision", by_manifest))(path)
+    (entry,) = zoo.find(tmp_path)
+    model = zoo.load(entry, precision=asked)
+    assert model.manifest.precision == served
+    assert model.manifest.step.file == ("model.int8.onnx" if served == "int8" else "model.onnx")
+    assert model.manifest.parity.min_rows == (2 if served == "int8" else 0)
+
+
+def test_a_model_without_int8_is_served_in_float32(tmp_path: Path) -> None:
+    write_counter(tmp_path)
+    (entry,) = zoo.find(tmp_path)
+    assert zoo.load(entry, precision="int8").manifest.precision == "float32"
+
+
+def test_a_state_fits_the_precision_that_computed_it_and_no_other(tmp_path: Path) -> None:
+    path = write_counter(tmp_path)
+    (entry,) = zoo.find(tmp_path)
+    before = model_sha256(zoo.load(entry).manifest)
+    add_int8(path)
+    assert model_sha256(zoo.load(entry).manifest) == before
+    assert model_sha256(zoo.load(entry, precision="int8").manifest) != before
 
 
 def test_a_fixed_time_axis_is_refused(tmp_path: Path) -> None:

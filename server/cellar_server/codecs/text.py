@@ -14,6 +14,9 @@ from cellar_server.errors import CellarError
 class TextCodec:
     """Cuts text at white space and encodes whole words, so that ids do not depend on how the text was cut."""
 
+    # what a whole sequence that gives no step is answered with
+    nothing = "the text holds no word"
+
     def __init__(self, tokenizer_file: Path, max_word_bytes: int = 256) -> None:
         self.tokenizer = Tokenizer.from_str(tokenizer_file.read_text("utf-8"))
         self.max_word_bytes = max_word_bytes

@@ -34,6 +34,7 @@ from cellar_server.sessions.messages import (
     Request,
     Rows,
     RowsBack,
+    RowsRefused,
     RowsWait,
     StepRequest,
 )
@@ -141,8 +142,52 @@ class Engine:
         try:
             self._sessions.core.check_time(max(timeouts) / 1000, caller)
         except CellarError as error:
+            self.count_refused(error, len(frame.handles))
             return error
         return None
+
+    def num_generations(self) -> int:
+        """Generations that run or wait for their reader."""
+        return self._sessions.generations.num_live
+
+    @property
+    def max_queue_rows(self) -> int:
+        """Rows that may wait or run."""
+        return self._sessions.core.work.capacity
+
+    @property
+    def max_sessions(self) -> int:
+        """Sessions that may be open."""
+        return self._sessions.core.table.capacity
+
+    @property
+    def stored_answer_bytes(self) -> int:
+        """Bytes of answers kept for retries."""
+        return self._sessions.core.answers.num_bytes
+
+    @property
+    def twin_steps(self) -> int:
+        """Rows run a second time beside a lone row."""
+        return getattr(self.model.runtime, "twin_steps", 0)
+
+    @property
+    def is_storing(self) -> bool:
+        """Its sessions are kept in a store."""
+        return self._sessions.durability.is_on
+
+    @property
+    def store_lag_s(self) -> float:
+        """Age in seconds of the oldest change that is not in the store; 0 where everything is."""
+        return self._sessions.durability.lag_s
+
+    @property
+    def num_unstored(self) -> int:
+        """Sessions, and ends of sessions, that are not in the store as they stand."""
+        return self._sessions.durability.num_unstored
+
+    def count_refused(self, error: CellarError, count: int) -> None:
+        """So many rows were refused before they were posted."""
+        self._sessions.core.counts.refuse(error.reason, count)
 
     def start(self, deliver: Callable[[list[Reply]], None]) -> None:
         """Starts the thread."""
@@ -153,7 +198,7 @@ class Engine:
         """Hands a request over; never blocks. After the thread's end it is answered with an error at once."""
         num_bytes = _num_bytes(request)
         if num_bytes and self._posted_bytes - self._taken_bytes + num_bytes > self._max_inbox_bytes:
-            self._send(_refused(request, self._sessions.core.overloaded()))
+            self._refuse(request, self._sessions.core.overloaded())
             return
         self._posted_bytes += num_bytes
         if isinstance(request, FrameRequest):
@@ -202,14 +247,26 @@ class Engine:
             sessions_live=core.table.num_open,
             sessions_opened=counts.sessions_opened,
             sessions_expired=counts.sessions_expired,
-            stored_answer_bytes=core.answers.num_bytes,
-            twin_steps=getattr(self.model.runtime, "twin_steps", 0),
+            stored_answer_bytes=self.stored_answer_bytes,
+            twin_steps=self.twin_steps,
             sessions_ended={Reason.Name(reason): count for reason, count in counts.sessions_ended.items()},
             sessions_spilled=counts.sessions_spilled,
             sessions_taken_up=counts.sessions_taken_up,
             sessions_handed_over=counts.sessions_handed_over,
             stored_sessions=counts.stored_sessions,
             store_failures=counts.store_failures,
+            chunks_joined=counts.chunks_joined,
+            refusals={Reason.Name(reason): count for reason, count in counts.refusals.copy().items()},
+            rows_waiting=core.work.num_used,
+            max_rows_waiting=core.work.capacity,
+            rows_begun=counts.queue_rows,
+            queue_s=counts.queue_s,
+            run_s=counts.run.total,
+            store_lag_s=self.store_lag_s,
+            sessions_unstored=self._sessions.durability.num_unstored,
+            generations=counts.generations,
+            first_emissions=sum(counts.first_emission.bins),
+            first_emission_s=counts.first_emission.total,
         )
 
     # -- the thread ----------------------------------------------------------------------------------------------
@@ -318,7 +375,8 @@ class Engine:
     def _die(self) -> None:
         """A fault of the engine itself: everything that waits is answered, and health says so."""
         error_id = new_error_id()
-        log.exception("the engine of model %s died [%s]", self.name, error_id)
+        extra = self._sessions.core.about(error_id=error_id)
+        log.exception("the engine of model %s died [%s]", self.name, error_id, extra=extra)
         self._dead = CellarError(
             Reason.INTERNAL, f"the model's engine failed; the log has the fault as {error_id}", error_id=error_id
         )
@@ -328,19 +386,24 @@ class Engine:
                 self._sessions.runs.finish(self._run, self._dead)
             self._sessions.fail_all(self._dead)
         except Exception:
-            log.exception("the dead engine of model %s could not answer all [%s]", self.name, error_id)
+            log.exception("the dead engine of model %s could not answer all [%s]", self.name, error_id, extra=extra)
         self._send(self._sessions.take_replies())
         self._refuse_inbox()
 
     def _refuse_inbox(self) -> None:
         """Answers what came after the thread's end."""
         error = self._dead or CellarError(Reason.SHUTTING_DOWN, "the server is stopping", retry_after_ms=1000)
-        replies: list[Reply] = []
         try:
             while True:
-                replies += _refused(self._inbox.get_nowait(), error)
+                self._refuse(self._inbox.get_nowait(), error)
         except queue.Empty:
             pass
+
+    def _refuse(self, request: Request | Ran | None, error: CellarError) -> None:
+        replies = _refused(request, error)
+        for reply in replies:
+            if not isinstance(reply, RowsBack):
+                self.count_refused(error, len(reply.call) if isinstance(reply, RowsRefused) else 1)
         self._send(replies)
 
 

@@ -23,7 +23,10 @@ from cellar_server.sessions.messages import (
     Reply,
     StepRequest,
 )
+from cellar_server.sessions.timing import Timing
 
+# Filled by the engine for what a task asks of it, where somebody traces the call.
+TIMING: ContextVar[Timing | None] = ContextVar("timing", default=None)
 # Emissions that a generation may be ahead of its reader.
 CREDITS = 32
 # Number of the caller whose call is being answered, who takes turns with others.
@@ -78,7 +81,7 @@ async def predict(engine: Engine, request: Callable[[Any], PredictRequest]) -> P
     """The reply to whole sequences; CellarError where the call failed as a whole. A caller that goes drops it."""
     pending = Pending()
     made = request(pending)
-    made.caller = CALLER.get()
+    made.caller, made.timing = CALLER.get(), TIMING.get()
     engine.post(made)
     try:
         return await pending.future
@@ -91,7 +94,7 @@ async def step(engine: Engine, request: Callable[[Any], StepRequest]) -> AnswerR
     """The answer to one chunk, or the CellarError of its row."""
     pending = Pending()
     made = request(pending)
-    made.caller = CALLER.get()
+    made.caller, made.timing = CALLER.get(), TIMING.get()
     engine.post(made)
     return await pending.future
 
@@ -109,8 +112,9 @@ async def generate(
     """The replies of one generation, the last with `finish`; CellarError. Closing it drops what is left; the engine is
     never more than CREDITS emissions ahead."""
     emissions, is_over = _Emissions(), False
-    caller = CALLER.get()
-    engine.post(GenerateRequest(emissions, text, condition, options, session_id, position, deadline_s, CREDITS, caller))
+    made = GenerateRequest(emissions, text, condition, options, session_id, position, deadline_s, CREDITS)
+    made.caller, made.timing = CALLER.get(), TIMING.get()
+    engine.post(made)
     try:
         while not is_over:
             reply = await emissions.queue.get()

@@ -64,6 +64,11 @@ class Caller:
         if not self.rights.may_administer(model):
             raise CellarError(Reason.NOT_ALLOWED, f"this caller may not load or unload model {model!r}")
 
+    def must_administer_all(self) -> None:
+        """CellarError NOT_ALLOWED."""
+        if not self.rights.administers_all:
+            raise CellarError(Reason.NOT_ALLOWED, "this caller does not administer all models")
+
     def must_see_all(self) -> None:
         """CellarError NOT_ALLOWED."""
         if not self.rights.see_all:

@@ -12,7 +12,8 @@ from cellar_proto.v1.sessions_pb2 import Session
 from cellar_server.engine import Engine
 from cellar_server.errors import CellarError
 from cellar_server.front.asking import ask
-from cellar_server.sessions.directory import Directory, shown
+from cellar_server.log import about
+from cellar_server.sessions.directory import Directory, owner, shown
 from cellar_server.store.base import End, Entry, Held, Known, Store, StoreError
 
 log = logging.getLogger("cellar_server.front")
@@ -166,4 +167,5 @@ async def _hand_over(engine: Engine, id: str) -> None:
     try:
         await ask(engine, lambda sessions: sessions.hand_over(id))
     except CellarError as error:
-        log.debug("session %s was asked for and is not here: %s", shown(id), error.message)
+        extra = about(session=shown(id), caller=owner(id))
+        log.debug("session %s was asked for and is not here: %s", shown(id), error.message, extra=extra)

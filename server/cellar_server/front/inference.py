@@ -202,7 +202,7 @@ class Inference(inference_pb2_grpc.InferenceServicer):
 
 
 def _length(engine: Engine, inputs: Tensor) -> int:
-    """Steps (bytes, for text) in a tensor."""
+    """Steps (bytes for text, samples for PCM) in a tensor."""
     if inputs.shape:
         return int(inputs.shape[0])
     return len(inputs.data) // (1 if engine.model.text is not None else _unit_bytes(engine))
@@ -211,6 +211,8 @@ def _length(engine: Engine, inputs: Tensor) -> int:
 def _unit_bytes(engine: object) -> int:
     runtime = engine.model.runtime  # type: ignore[attr-defined]
     size = runtime.input_dtype.itemsize
+    if engine.model.pcm is not None:  # type: ignore[attr-defined]
+        return int(size)
     for axis in runtime.input_shape:
         size *= axis
     return size

@@ -18,7 +18,7 @@ from cellar_server.front.callers import Caller
 from cellar_server.front.messages import answer_message, tensor
 from cellar_server.front.rations import number_of
 from cellar_server.front.registry import Registry
-from cellar_server.front.status import CODES, error_metadata
+from cellar_server.front.status import CODES, count_failure, error_metadata
 from cellar_server.sessions.messages import AnswerReply, FrameReply, Rows, RowsRefused, RowsReply, RowsWait
 from cellar_server.sessions.rows import chosen
 from cellar_server.transport.native import STEPS, NativeServer
@@ -209,6 +209,8 @@ class Lanes:
     def refuse(self, reply: RowsRefused) -> None:
         """One error to many calls, at once; from any thread."""
         error = reply.error
+        if reply.are_steps:
+            count_failure(error, len(reply.call))
         message = error.to_proto().SerializeToString()
         self._transport.refuse(
             reply.call,
@@ -260,6 +262,7 @@ class _Asker:
             return
         error = reply.errors[0][1] if isinstance(reply, AnswerReply) and reply.errors else None
         if error is not None:
+            count_failure(error)
             self._transport.finish(
                 self._call, None, CODES[error.reason].value[0], error.message, list(error_metadata(error))
             )

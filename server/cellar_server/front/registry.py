@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from cellar_proto.v1.models_pb2 import Limits
 from cellar_proto.v1.reason_pb2 import Reason
 
@@ -15,6 +17,9 @@ from cellar_server.front.rations import Rations
 from cellar_server.limits import LimitTable
 from cellar_server.sessions.directory import Directory
 from cellar_server.sessions.quota import Quota
+
+if TYPE_CHECKING:
+    from cellar_server.front.traces import Traces
 
 
 class Registry:
@@ -31,6 +36,8 @@ class Registry:
         self.holding = Holding(self.directory, self.engines)
         self.callers = Callers(config)
         self.streams = OpenStreams()
+        self.traces: Traces | None = None
+        self.streams_open = self.streams_opened = 0  # of frames
 
     def find(self, name: str, version: int = 0) -> Engine:
         """The engine of a model, version 0 for the newest that serves; MODEL_NOT_FOUND, MODEL_BROKEN."""

@@ -66,11 +66,14 @@ class StreamSession:
         self._reader_waits: asyncio.Future[None] | None = None  # until something was answered and written
         self._is_half_closed = False
         self._end: CellarError | None = None  # with which the call fails once all is answered
+        self._trace = registry.traces.stream(context) if registry.traces is not None else None
 
     async def run(self) -> None:
         """The whole life of the stream; INVALID_REQUEST after a message that cannot be read."""
         writer = asyncio.ensure_future(self._write())
         is_cancelled = True
+        self.registry.streams_open += 1
+        self.registry.streams_opened += 1
         try:
             torn = await self._read_all()
             self._is_half_closed = True
@@ -80,9 +83,12 @@ class StreamSession:
             if torn is not None:  # what came before it is answered first
                 raise torn
         finally:
+            self.registry.streams_open -= 1
             writer.cancel()
             if self._lane is not None:
                 self._lanes.close(self.number)
+            if self._trace is not None:
+                self._trace.close()
             for engine in self._engines.values():
                 engine.post(StreamClosed(self.number, is_cancelled))
 
@@ -153,6 +159,7 @@ class StreamSession:
         if ration is not None:
             error = ration.take(rows, sum(frame.lengths) if len(frame.lengths) == rows else rows, frame.ByteSize())
             if error is not None:
+                engine.count_refused(error, rows)
                 self._fail(frame_id, error)
                 self._settle_messages()
                 return
@@ -160,7 +167,8 @@ class StreamSession:
         # a frame's rows are answered by several messages; its place is free when the last one is
         left, messages = self._frames.get(frame_id, (0, 0))
         self._frames[frame_id] = left + max(rows, 1), messages + 1
-        engine.post(FrameRequest(to, self.number, frame, frame_id, self.turn))
+        timing = self._trace.begin(frame_id, engine.name, rows) if self._trace is not None else None
+        engine.post(FrameRequest(to, self.number, frame, frame_id, self.turn, timing=timing))
 
     def _send_errors(self, frame: Frame, error: CellarError) -> None:
         """Refuses every row of a frame that no engine saw."""
@@ -338,14 +346,17 @@ class StreamSession:
                     self._writer_waits = None
                     continue
                 await write(outbox[0])
-                outbox.popleft()
+                response = outbox.popleft()
+                if self._trace is not None:
+                    self._trace.write(response, self._frames)
+                del response  # a quiet stream would hold its last message
                 _wake(self._reader_waits)
         except asyncio.CancelledError:
             raise
         except Exception:
             # the caller is gone in the middle of a write; its read ends the stream
             if self._end is None and not self.context.cancelled():
-                unforeseen("writing to a stream failed")
+                unforeseen("writing to a stream failed", self.context)
 
 
 def _wake(waiter: asyncio.Future[None] | None) -> None:

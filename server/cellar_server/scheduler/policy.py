@@ -7,8 +7,9 @@ every run. A run takes q steps of each of its rows, and q never exceeds what any
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -22,6 +23,9 @@ class Cost:
     base: float = 50e-6
     per_step: float = 20e-6
     per_cell: float = 20e-6
+
+    # rows and steps of the runs that it is learned from
+    SHAPES: ClassVar = ((1, 1), (1, 16), (64, 1), (64, 4))
 
     def __call__(self, rows: np.ndarray | int, q: np.ndarray | int) -> np.ndarray | float:
         return self.base + self.per_step * q + self.per_cell * rows * q
@@ -44,11 +48,15 @@ class Cost:
                 times.append(clock() - begun)
             return min(times)
 
-        shapes = [(1, 1), (1, 16), (64, 1), (64, 4)]
-        matrix = np.array([[1.0, q, rows * q] for rows, q in shapes])
-        weights = np.array([least(rows, q) for rows, q in shapes])
+        return Cost.of([(rows, q, least(rows, q)) for rows, q in Cost.SHAPES])
+
+    @staticmethod
+    def of(runs: Sequence[tuple[int, int, float]]) -> Cost:
+        """The three numbers that fit runs of (rows, steps, seconds) best."""
+        matrix = np.array([[1.0, q, rows * q] for rows, q, _ in runs])
+        weights = np.array([seconds for _, _, seconds in runs])
         # relative least squares, so that the small runs count as much as the large ones
-        solved, *_ = np.linalg.lstsq(matrix / weights[:, None], np.ones(4), rcond=None)
+        solved, *_ = np.linalg.lstsq(matrix / weights[:, None], np.ones(len(runs)), rcond=None)
         base, per_step, per_cell = np.maximum(solved, 1e-9)
         return Cost(float(base), float(per_step), float(per_cell))
 

@@ -11,6 +11,12 @@ from cellar_server.scheduler.work import Kind, Work
 
 # A bulk row that was ready during this many runs is taken like an interactive one.
 BULK_PATIENCE = 8
+# A run may take this share of what all ready rows would take: little waits, little is gained by long runs.
+SHARE = 1 / 4
+# Least seconds of a run that is cut so.
+LEAST_RUN_S = 2e-3
+# So many runs after an interactive row was taken, bulk rows are run in short runs: another one is likely to come.
+BULK_CAUTION = 64
 
 
 class Scheduler:
@@ -35,6 +41,7 @@ class Scheduler:
         self.is_exact = is_exact
         self._ready = np.zeros(0, np.int64)
         self._turns = Turns(work)
+        self._caution = 0
 
     @property
     def has_ready(self) -> bool:
@@ -73,13 +80,15 @@ class Scheduler:
     def next(self) -> tuple[np.ndarray, int]:
         """The next run: rows of work [batch], removed from the queue, and its steps. Something must be ready."""
         work, ready = self.work, self._ready
+        is_bulk = work.is_bulk[ready] if work.num_limited else None
         waits = None
-        if work.num_limited and work.is_bulk[ready].any():
-            waits = work.is_bulk[ready] & (work.waited[ready] < BULK_PATIENCE) & ~work.passed[ready]
+        if is_bulk is not None and is_bulk.any():
+            waits = is_bulk & (work.waited[ready] < BULK_PATIENCE) & ~work.passed[ready]
             if len(ready) <= self.max_rows:
                 ready = np.concatenate([ready[~waits], ready[waits]])
         if len(ready) > self.max_rows:
             ready = self._turns.order(ready, waits)
+        is_bulk = None if waits is None else work.is_bulk[ready]
         remaining = work.steps[ready] - work.done[ready]
         remaining[work.kind[ready] == Kind.GENERATION] = 1
         places, q = choose(
@@ -87,10 +96,12 @@ class Scheduler:
             work.passed[ready],
             self.cost,
             max_rows=self.max_rows,
-            budget_s=self.budget_s,
+            budget_s=self._budget(remaining, is_bulk),
             is_exact=self.is_exact,
         )
         rows = ready[places]
+        if is_bulk is None or not is_bulk[places].all():
+            self._caution = BULK_CAUTION
         if len(rows) == len(ready):
             self._ready = ready[:0]
             work.passed[rows] = False
@@ -108,3 +119,14 @@ class Scheduler:
         work.waited[rows] = 0
         self._ready = left
         return rows, q
+
+    def _budget(self, remaining: np.ndarray, is_bulk: np.ndarray | None) -> float:
+        """Seconds that the next run should take at most: with what waits, because long runs compute more a second and
+        short ones answer sooner. Bulk rows count for nothing in this where interactive ones are, or lately were."""
+        if is_bulk is not None:
+            remaining = remaining[~is_bulk]
+            if not len(remaining) and not self._caution:
+                return self.budget_s
+            self._caution = max(0, self._caution - 1)
+        waiting_s = self.cost.per_cell * float(remaining.sum())
+        return min(self.budget_s, max(LEAST_RUN_S, SHARE * waiting_s))

@@ -161,7 +161,7 @@ class Columns:
         if length.min() == 0:
             empty = length == 0
             filled = np.flatnonzero(~empty)
-            can_be_empty = self.end if content.is_text and self.end is not None else ~empty
+            can_be_empty = self.end if content.is_coded and self.end is not None else ~empty
             for i in np.flatnonzero(empty & ~can_be_empty).tolist():
                 errors.setdefault(i, CellarError(Reason.EMPTY_INPUT, "the chunk has no steps"))
         if length.max() > max_chunk:

@@ -21,15 +21,17 @@ NAMES = {
 
 
 class Content:
-    """How a model's input looks on the wire: dtype, shape of one unit, bytes of one unit."""
+    """How a model's input looks on the wire: dtype, shape of one unit, bytes of one unit. is_coded: a codec makes the
+    steps of it, so that a chunk may give none."""
 
     def __init__(self, model: Model) -> None:
-        self.is_text = model.text is not None
-        self.wire_dtype = DataType.TEXT if self.is_text else model.manifest.input.dtype
-        self.unit_shape = () if self.is_text else tuple(model.runtime.input_shape)
-        self.dtype = np.dtype(np.uint8) if self.is_text else np.dtype(model.runtime.input_dtype)
+        is_text = model.text is not None
+        self.is_coded = model.codec is not None
+        self.wire_dtype = DataType.TEXT if is_text else model.manifest.input.dtype
+        self.unit_shape = () if self.is_coded else tuple(model.runtime.input_shape)
+        self.dtype = np.dtype(np.uint8) if is_text else np.dtype(model.runtime.input_dtype)
         self.unit_bytes = self.dtype.itemsize * int(np.prod(self.unit_shape, dtype=np.int64))
-        self.vocabulary = 0 if self.is_text else model.manifest.input.vocabulary
+        self.vocabulary = 0 if is_text else model.manifest.input.vocabulary
 
     def check(self, dtype: int, shape: Sequence[int], num_bytes: int, total: int) -> None:
         """CellarError DTYPE_MISMATCH or SHAPE_MISMATCH unless a tensor holds `total` units of the model's input."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,13 +14,16 @@ from cellar_proto.v1.reason_pb2 import Reason
 
 from cellar_server.config import Config
 from cellar_server.errors import CellarError
+from cellar_server.log import about
 from cellar_server.scheduler.pressure import Pressure
 from cellar_server.scheduler.scheduler import Scheduler
 from cellar_server.scheduler.work import Work
 from cellar_server.sessions.answers import Answers
-from cellar_server.sessions.directory import Directory
+from cellar_server.sessions.directory import Directory, owner, shown
+from cellar_server.sessions.histogram import Histogram
 from cellar_server.sessions.messages import Reply
 from cellar_server.sessions.table import Table
+from cellar_server.sessions.timing import Timing
 from cellar_server.zoo import Model
 
 # The least that a refused caller is told to wait, and the most.
@@ -44,6 +48,7 @@ class Counts:
     chunks: int = 0
     chunks_replayed: int = 0
     chunks_failed: int = 0
+    chunks_joined: int = 0  # of the replayed ones, those asked for again while they waited or ran
     sessions_opened: int = 0
     sessions_expired: int = 0
     sessions_spilled: int = 0
@@ -52,17 +57,33 @@ class Counts:
     sessions_ended: dict[int, int] = field(default_factory=dict)  # by Reason
     stored_sessions: int = 0
     store_failures: int = 0
-    # seconds that rows waited for their first run, and that runs took, each counted once for each of its rows
+    # rows that began their first run; seconds that runs took, counted once for each row
     queue_rows: int = 0
-    queue_s: float = 0.0
     compute_s: float = 0.0
     runs_by_rows: dict[int, int] = field(default_factory=dict)
     seconds_by_rows: dict[int, float] = field(default_factory=dict)
+    # seconds: that rows waited for their first run, that runs took, and from a generation's call to its first emission
+    queue: Histogram = field(default_factory=Histogram)
+    run: Histogram = field(default_factory=Histogram)
+    first_emission: Histogram = field(default_factory=Histogram)
+    generations: int = 0
+    refusals: dict[int, int] = field(default_factory=dict)  # rows, calls and sessions by Reason
+    _refusing: threading.Lock = field(default_factory=threading.Lock)
+
+    @property
+    def queue_s(self) -> float:
+        """Seconds that rows waited for their first run, added up."""
+        return self.queue.total
 
     def end(self, reason: Reason) -> None:
         """A session ended."""
         self.sessions_ended[reason] = self.sessions_ended.get(reason, 0) + 1
         self.sessions_expired += reason == Reason.SESSION_EXPIRED
+
+    def refuse(self, reason: Reason, count: int = 1) -> None:
+        """So many rows, calls or sessions were refused or failed; any thread may say so."""
+        with self._refusing:
+            self.refusals[reason] = self.refusals.get(reason, 0) + count
 
 
 @dataclass(slots=True)
@@ -82,9 +103,16 @@ class Core:
     counts: Counts = field(default_factory=Counts)
     replies: list[Reply] = field(default_factory=list)
     is_draining: bool = False
+    # of requests in work that somebody traces, by kind and by owner (of a generation: row of work)
+    timings: dict[tuple[int, int], Timing] = field(default_factory=dict)
     durability: Any = None  # the Durability of these sessions
     # where the table is full: whether it is so no more; the session in the given slot stays
     make_room: Callable[[int], bool] = lambda keep: False
+
+    def about(self, id: str = "", **fields: Any) -> dict[str, Any]:
+        """Fields of a log line on this model, and on the session of this id."""
+        manifest = self.model.manifest
+        return about(model=manifest.name, version=manifest.version, session=shown(id), caller=owner(id), **fields)
 
     @property
     def output_shape(self) -> tuple[int, ...]:
@@ -99,6 +127,12 @@ class Core:
     def can_hold_sessions(self) -> bool:
         manifest = self.model.manifest
         return not manifest.is_whole_only and manifest.mode != Mode.ONE_TO_MANY
+
+    def time(self, kind: int, owner: int, timing: Timing | None) -> None:
+        """A request was admitted; its runs are timed where somebody traces it."""
+        if timing is not None:
+            timing.taken_s = self.clock()
+            self.timings[kind, owner] = timing
 
     def no_outputs(self) -> np.ndarray:
         """float32 [0, ...]"""

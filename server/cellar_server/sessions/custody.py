@@ -39,7 +39,8 @@ class Custody:
         count = 0
         for entry in store.read(manifest.name, manifest.version):
             if not self.core.table.has_room:
-                log.warning("model %s: the table is full, further stored sessions wait in the store", manifest.name)
+                what = "model %s: the table is full, further stored sessions wait in the store"
+                log.warning(what, manifest.name, extra=self.core.about())
                 store.release([entry.id])
                 break
             count += self.adopt(entry) is None
@@ -59,7 +60,7 @@ class Custody:
             state = SessionState.FromString(entry.state)
             self.durability.states.check(state)
         except (CellarError, DecodeError) as error:
-            log.error("stored session %s of %s is not taken up: %s", id, name, error)
+            log.error("stored session %s of %s is not taken up: %s", id, name, error, extra=core.about(entry.id))
             store.release([entry.id])
             return error if isinstance(error, CellarError) else CellarError(Reason.STATE_INCOMPATIBLE, "it is torn")
         passed_s = max(0.0, self.durability.wall() - entry.written_s)
@@ -70,7 +71,7 @@ class Custody:
             if state.idle_s < state.max_idle_s:
                 what = f"it was open for {state.age_s:.1f} s, its limit is {state.max_age_s:g} s"
             error = CellarError(Reason.SESSION_EXPIRED, f"session {id!r} has expired: {what}")
-            log.info("session %s of %s expired: %s", id, name, what)
+            log.info("session %s of %s expired: %s", id, name, what, extra=core.about(entry.id))
             core.counts.end(error.reason)
             core.directory.release(key, error)
             self.durability.end_stored(entry.id, entry.fence, error)

@@ -52,6 +52,11 @@ def shown(id: str) -> str:
     return id.rpartition(SCOPE_END)[2]
 
 
+def owner(id: str) -> str:
+    """The caller in whose scope an id is; "" for nobody's in particular."""
+    return id.rpartition(SCOPE_END)[0]
+
+
 def mint() -> str:
     """128 random bits as 32 hexadecimal digits."""
     return secrets.token_hex(16)

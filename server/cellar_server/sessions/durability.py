@@ -58,6 +58,7 @@ class Durability:
         self._interval_s = interval_s
         self._changed: set[int] = set()
         self._ends: dict[str, End] = {}
+        self._unstored_since = 0.0  # the oldest change that may not be in the store
         self._next_s = 0.0
         self._retry_s = 0.0  # 0: the last write went well
         self._term = self.store.term if self.store is not None else 0
@@ -83,6 +84,16 @@ class Durability:
         """When something is to be written, on the engine's clock; inf for nothing."""
         return self._next_s if self._changed or self._ends else float("inf")
 
+    @property
+    def lag_s(self) -> float:
+        """Age of the oldest change that is not in the store; any thread may ask."""
+        return self.core.clock() - self._unstored_since if self._changed or self._ends else 0.0
+
+    @property
+    def num_unstored(self) -> int:
+        """Sessions, and ends of sessions, that are not in the store as they stand; any thread may ask."""
+        return len(self._changed) + len(self._ends)
+
     def check_held(self) -> None:
         """CellarError LEASE_LOST where another server may have the sessions of this one."""
         if self.store is None:
@@ -106,7 +117,12 @@ class Durability:
     def change(self, slots: np.ndarray) -> None:
         """Sessions [n] are not in the store as they stand."""
         if self.store is not None:
+            self._note_change()
             self._changed.update(slots.tolist())
+
+    def _note_change(self) -> None:
+        if not self._changed and not self._ends:
+            self._unstored_since = self.core.clock()
 
     def drop(self, slot: int) -> None:
         """A session goes from here, and stays in the store as it was written last."""
@@ -124,6 +140,7 @@ class Durability:
         self, id: str, fence: int, error: CellarError, token: bytes = b"", receipt: bytes = b"", idle_s: float = 0.0
     ) -> None:
         """The same for a claimed session that is in the store alone."""
+        self._note_change()
         said = CellarError(error.reason, error.message).to_proto().SerializeToString()
         if len(self._ends) >= MAX_ENDS:  # a store that fails for long
             self._ends.pop(next(iter(self._ends)))
@@ -162,13 +179,14 @@ class Durability:
             refused = set(self.store.write(list(entries.values()), ends)) if entries or ends else set()
         except StoreError as error:
             if not self._retry_s:
-                log.error("sessions of %s cannot be stored: %s", self.core.model.manifest.name, error)
+                what = "sessions of %s cannot be stored: %s"
+                log.error(what, self.core.model.manifest.name, error, extra=self.core.about())
             self.core.counts.store_failures += 1
             self._retry_s = min(2 * self._retry_s, MAX_RETRY_S) or RETRY_S
             self._next_s = now + self._retry_s
             return False
         if self._retry_s:
-            log.info("sessions of %s are stored again", self.core.model.manifest.name)
+            log.info("sessions of %s are stored again", self.core.model.manifest.name, extra=self.core.about())
         self.core.counts.stored_sessions += len(entries) + len(ends)
         self._retry_s = 0.0
         if chosen:
@@ -212,6 +230,7 @@ class Durability:
         self._term = term
         self.lost.update(slot_by_id[id] for id in lost)
         gone = [slot_by_id[id] for id in missing]
+        self._note_change()
         table.durable[gone] = 0
         self._changed.update(gone)
         log.warning(
@@ -220,6 +239,7 @@ class Durability:
             len(slots),
             len(lost),
             len(gone),
+            extra=self.core.about(),
         )
 
     def _stamp(self) -> None:
@@ -236,10 +256,15 @@ class Durability:
             failed = {row for row, _ in reply.errors}
             if not is_held or not self.lost.isdisjoint(slots):
                 late = [i for i, slot in enumerate(slots) if i not in failed and (not is_held or slot in self.lost)]
-                _withhold(reply, late, _not_held())
+                self._withhold(reply, late, _not_held())
             elif self._level is Level.STEP and not self._changed.isdisjoint(slots):
                 late = [i for i, slot in enumerate(slots) if i not in failed and slot in self._changed]
-                _withhold(reply, late, _not_stored())
+                self._withhold(reply, late, _not_stored())
+
+    def _withhold(self, reply: AnswerReply, rows: list[int], error: CellarError) -> None:
+        if rows:
+            self.core.counts.refuse(error.reason, len(rows))
+            _withhold(reply, rows, error)
 
     def close(self) -> None:
         """Writes what is left."""
@@ -268,8 +293,6 @@ def _not_stored() -> CellarError:
 
 def _withhold(reply: AnswerReply, rows: list[int], error: CellarError) -> None:
     """Answers of rows become errors."""
-    if not rows:
-        return
     away = set(rows)
     ends = np.cumsum(reply.lengths)
     pieces = [reply.outputs[ends[i] - n : ends[i]] for i, n in enumerate(reply.lengths) if i not in away]

@@ -64,7 +64,7 @@ class Express:
         size = int(rows.size[0])
         q = size // content.unit_bytes
         length, first_axis = int(rows.length[0]), int(rows.first_axis[0])
-        if content.is_text or frame.ends or frame.priorities or q * content.unit_bytes != size:
+        if content.is_coded or frame.ends or frame.priorities or q * content.unit_bytes != size:
             return 0
         if q > self.core.max_chunk or (frame.inputs.dtype and frame.inputs.dtype != content.wire_dtype):
             return 0
@@ -103,6 +103,7 @@ class Express:
         ended = core.clock()
         self.runs.count(n, q, ended - begun)
         core.counts.queue_rows += n
+        core.counts.queue.add(0.0, n)  # they waited for nothing
         table.state[place] = following
         position = start + q
         table.position[place] = table.accepted[place] = position

@@ -41,6 +41,7 @@ class Frames:
                 self._check_time(request, now, before)
             except CellarError as error:
                 self.core.counts.chunks_failed += len(request.frame.handles)
+                self.core.counts.refuse(error.reason, len(request.frame.handles))
                 self.core.replies.append(FrameReply(request.to, request.frame_id, error))
                 continue
             before += len(request.frame.handles)
@@ -101,6 +102,7 @@ class Frames:
         try:
             chunks = Chunks(request, self.core.work.capacity)
         except CellarError as error:
+            self.core.counts.refuse(error.reason)
             self.core.replies.append(FrameReply(request.to, request.frame_id, error))
             return None
         try:
@@ -154,7 +156,7 @@ class Frames:
             for i in [i for i, each in enumerate(slot.tolist()) if each in self.departing]:
                 errors.setdefault(i, lost(table.id_of(slot[i])))
         odd = start != table.accepted[slot]
-        if self.content.is_text:
+        if self.content.is_coded:
             odd |= length == 0
         if odd.any():
             for i in np.flatnonzero(odd).tolist():
@@ -191,6 +193,8 @@ class Frames:
             if live:
                 chunks.request.live = live
                 self._requests[place] = chunks.request
+                if chunks.request.timing is not None:
+                    self.core.time(Kind.CHUNK, place, chunks.request.timing)
         slots = slot[left]
         work.kind[taken] = Kind.CHUNK
         work.slot[taken] = slots
@@ -278,12 +282,12 @@ class Frames:
         )
 
     def activate(self, rows: np.ndarray, now: float) -> None:
-        """Chunks whose turn in their session has come [n]: ready, or (text) read first."""
-        if not self.content.is_text:
+        """Chunks whose turn in their session has come [n]: ready, or (text, PCM) read first."""
+        if not self.content.is_coded:
             self.core.scheduler.add(rows)
             return
         core, work = self.core, self.core.work
-        codec = core.model.text
+        codec = core.model.codec
         assert codec is not None
         ready: list[int] = []
         ids: list[np.ndarray] = []
@@ -333,7 +337,7 @@ class Frames:
         following = work.next[rows]
         table.head[slots] = following
         waits = following >= 0
-        if self.content.is_text:
+        if self.content.is_coded:
             for w, slot in zip(rows.tolist(), slots.tolist(), strict=True):
                 table.hold(slot, self._tails.pop(w))
             # what follows may be refused while it is read, and answers keep their order
@@ -409,6 +413,8 @@ class Frames:
             request.live -= ended
             if not request.live:
                 del requests[number]
+                if request.timing is not None:
+                    self.core.timings.pop((Kind.CHUNK, number), None)
         self.core.work.give_back(rows)
 
     def _refuse_rows(self, columns: Columns, errors: dict[int, CellarError]) -> None:

@@ -44,6 +44,7 @@ class _Generation:
     is_parked: bool = False
     is_fork: bool = False  # it has emitted nothing since it was copied: its options may still change
     was_stored: bool = False  # it was taken up from a store, where it may stand earlier than its caller
+    waits_since: float | None = None  # its caller has had no emission of this call yet
     asked: int = 0  # emissions up to here the asker holds already: they are made again without a word
 
 
@@ -55,6 +56,11 @@ class Generations:
         self._by_work: dict[int, _Generation] = {}
         self._by_to: dict[int, _Generation] = {}
         self._kept: dict[int, _Generation] = {}
+
+    @property
+    def num_live(self) -> int:
+        """Those that run or wait for their reader."""
+        return len(self._by_work)
 
     # -- in ------------------------------------------------------------------------------------------------------
 
@@ -84,7 +90,8 @@ class Generations:
             if slot >= 0:
                 self._kept[slot] = generation
                 self.core.durability.change(np.array([slot]))
-            self._attach(generation, request)
+            self._attach(generation, request, now)
+            self.core.counts.generations += 1
             begun.append(generation)
             conditions.append(condition)
         if begun:
@@ -162,13 +169,14 @@ class Generations:
             raise CellarError(Reason.OUT_OF_VOCABULARY, f"the condition has an id outside 0..{spec.vocabulary - 1}")
         return values, {}
 
-    def _attach(self, generation: _Generation, request: GenerateRequest) -> None:
+    def _attach(self, generation: _Generation, request: GenerateRequest, now: float) -> None:
         """Gives a generation its asker and a row of work."""
         work = self.core.work
         w = int(work.take(1)[0])
         generation.request = request
         generation.work = w
         generation.credits = request.credits
+        generation.waits_since = now
         generation.is_parked = False
         work.kind[w] = Kind.GENERATION
         work.steps[w] = 1
@@ -178,6 +186,7 @@ class Generations:
         work.limit(np.array([w]), request.deadline_s or np.inf, False)
         work.last[w] = generation.ids[-1] if generation.ids else self.core.model.manifest.generation.begin_id
         self._by_work[w] = generation
+        self.core.time(Kind.GENERATION, w, request.timing)
         self._by_to[id(request.to)] = generation
         if generation.slot >= 0:
             self.core.table.in_flight[generation.slot] = 1
@@ -197,11 +206,7 @@ class Generations:
         core = self.core
         if kept.work >= 0:  # an earlier asker, which may not know yet that it is gone
             self._detach(kept, now)
-            core.replies.append(
-                self._reply(
-                    kept, len(kept.ids), error=CellarError(Reason.CANCELLED, "another call goes on with this session")
-                )
-            )
+            self._end_call(kept, CellarError(Reason.CANCELLED, "another call goes on with this session"))
         if not kept.finish:
             core.check_room(1, 0)
         if not (kept.is_fork or request.options.is_seeded):
@@ -214,7 +219,9 @@ class Generations:
             core.counts.chunks_replayed += 1
             core.replies.append(self._reply(kept, request.position, finish=kept.finish))
         if not kept.finish:
-            self._attach(kept, request)
+            self._attach(kept, request, now)
+            if replayed:
+                kept.waits_since = None
             kept.credits = request.credits - replayed
             w = np.array([kept.work])
             core.work.state[w] = core.table.state[kept.slot]
@@ -242,7 +249,7 @@ class Generations:
         work.last[rows] = ids
         going: list[int] = []
         for generation, token, log_probability in zip(chosen, ids.tolist(), log_probabilities.tolist(), strict=True):
-            self._emit(generation, token, log_probability)
+            self._emit(generation, token, log_probability, now)
             if generation.finish:
                 self._detach(generation, now)
             elif generation.credits > 0:
@@ -252,7 +259,7 @@ class Generations:
         if going:
             core.scheduler.add(np.array(going))
 
-    def _emit(self, generation: _Generation, token: int, log_probability: float) -> None:
+    def _emit(self, generation: _Generation, token: int, log_probability: float, now: float) -> None:
         manifest = self.core.model.manifest.generation
         options = generation.request.options
         position = len(generation.ids)
@@ -270,6 +277,9 @@ class Generations:
             if not generation.finish and len(generation.ids) >= options.max_steps:
                 generation.finish = FinishReason.FINISH_MAX_STEPS
         if position >= generation.asked or generation.finish:
+            if generation.waits_since is not None:
+                self.core.counts.first_emission.add(now - generation.waits_since)
+                generation.waits_since = None
             self.core.replies.append(self._reply(generation, position, finish=generation.finish))
         if generation.slot >= 0 and self.core.durability.is_behind:
             self.core.durability.change(np.array([generation.slot]))
@@ -322,8 +332,12 @@ class Generations:
         """Generations whose call ends with an error: rows [n], not ready any more; kept ones rest as they were."""
         for w in rows.tolist():
             generation = self._by_work[w]
-            self.core.replies.append(self._reply(generation, len(generation.ids), error=error))
+            self._end_call(generation, error)
             self._detach(generation, now)
+
+    def _end_call(self, generation: _Generation, error: CellarError) -> None:
+        self.core.counts.refuse(error.reason)
+        self.core.replies.append(self._reply(generation, len(generation.ids), error=error))
 
     def abandon(self, request: GenerateRequest, error: CellarError, now: float) -> None:
         """Ends what became of a request when taking it in failed half-way."""
@@ -348,7 +362,7 @@ class Generations:
         generation = self._kept.get(slot)
         if generation is not None and generation.work >= 0:
             self.core.scheduler.remove(np.array([generation.work]))
-            self.core.replies.append(self._reply(generation, len(generation.ids), error=error))
+            self._end_call(generation, error)
             self._detach(generation, now)
 
     def _detach(self, generation: _Generation, now: float) -> None:
@@ -363,6 +377,7 @@ class Generations:
             core.durability.change(np.array([generation.slot]))
         self._by_to.pop(id(generation.request.to), None)
         del self._by_work[w]
+        core.timings.pop((Kind.GENERATION, w), None)
         generation.work = -1
         core.work.give_back(np.array([w]))
 
@@ -430,6 +445,7 @@ class Generations:
         self._kept[target].is_fork, self._kept[target].was_stored = True, False
 
     def _refuse(self, request: GenerateRequest, error: CellarError) -> None:
+        self.core.counts.refuse(error.reason)
         self.core.replies.append(
             GenerateReply(request.to, [], [], b"", request.position, request.options.seed, error=error)
         )

@@ -12,6 +12,7 @@ from cellar_proto.v1.sampling_pb2 import FinishReason
 
 from cellar_server.errors import CellarError
 from cellar_server.sampling.sampler import Options
+from cellar_server.sessions.timing import Timing
 
 # Whom handles are issued to for chunks that come by session id: no stream has this number.
 UNARY_STREAM = 0xFFFFFFFF
@@ -30,6 +31,7 @@ class FrameRequest:
     columns: Any = None  # its rows as Columns, where the receiver read it ahead
     live: int = 0  # its rows that wait or run; the engine's own count
     deadline: np.ndarray | None = None  # of its rows [n] on the engine's clock, beside their timeouts
+    timing: Timing | None = None  # here and below: filled where somebody traces the request
 
     def asker(self, row: int) -> tuple[Any, int]:
         """Who asked for a row, and the id of the frame in which."""
@@ -67,7 +69,8 @@ class Rows:
     deadline: np.ndarray | None = None
     live: int = 0  # as in FrameRequest
     caller: np.ndarray | None = None  # who takes turns with others; None: the streams do
-    arrived_s: float = 0.0
+    arrived_s: float = 0.0  # their deadlines say it all
+    timing: Timing | None = None  # rows that came one a message are not traced
 
     @property
     def callers(self) -> np.ndarray:
@@ -111,6 +114,7 @@ class StepRequest:
     deadline_s: float = 0.0
     is_bulk: bool = False
     caller: int = 0
+    timing: Timing | None = None
 
 
 @dataclass(slots=True)
@@ -130,6 +134,7 @@ class PredictRequest:
     deadline_s: float = 0.0
     is_bulk: bool = False
     caller: int = 0
+    timing: Timing | None = None
 
 
 @dataclass(slots=True)
@@ -150,6 +155,7 @@ class GenerateRequest:
     deadline_s: float = 0.0
     credits: int = 32
     caller: int = 0
+    timing: Timing | None = None
 
 
 @dataclass(slots=True)
@@ -213,7 +219,7 @@ class RowsReply(AnswerReply):
 @dataclass(slots=True)
 class RowsRefused:
     """One error for many rows. calls, frame_ids, handles, starts, positions: as in RowsReply, [M]; shape: of an output;
-    durable: up to where their sessions are stored, empty without a store."""
+    are_steps: each is a unary call; durable: up to where their sessions are stored, empty without a store."""
 
     to: Any
     call: np.ndarray
@@ -223,6 +229,7 @@ class RowsRefused:
     positions: np.ndarray
     shape: tuple[int, ...]
     error: CellarError
+    are_steps: bool = False
     durable: Any = ()
 
     @property

@@ -85,6 +85,7 @@ class Outbox:
             for i, w in enumerate(rows.tolist()):
                 for request, row in self.take_askers(w):
                     self.core.counts.chunks_replayed += 1
+                    self.core.counts.chunks_joined += 1
                     self.repeat(request, row, starts[i], position[i], outputs[at[i] : at[i + 1]])
 
     def _answer_shared(
@@ -127,6 +128,8 @@ class Outbox:
                 self.refuse_rows(request, np.array(rows)[places], errors[places[0]])
             return
         table = self.core.table
+        for error in errors:
+            self.core.counts.refuse(error.reason)
         handles, streams, starts = zip(*(request.chunk(row) for row in rows), strict=True)
         slots, valid = table.resolve(np.array(handles, np.uint64), np.array(streams, np.int64))
         positions = np.where(valid, table.position[slots], 0).tolist()
@@ -146,6 +149,7 @@ class Outbox:
 
     def refuse_rows(self, request: Rows, places: np.ndarray, error: CellarError) -> None:
         """One error for the rows at `places` [n], however many they are."""
+        self.core.counts.refuse(error.reason, len(places))
         table, handle = self.core.table, request.handle[places]
         slots, valid = table.resolve(handle, request.stream[places])
         positions = np.where(valid, table.position[slots], 0)
@@ -159,5 +163,6 @@ class Outbox:
                 positions,
                 self.core.output_shape,
                 error,
+                request.ids is not None,
             )
         )

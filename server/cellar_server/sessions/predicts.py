@@ -53,6 +53,7 @@ class Predicts:
             if request.is_bulk:
                 core.check_new(request.caller, len(request.lengths))
         except CellarError as error:
+            core.counts.refuse(error.reason)
             core.replies.append(PredictReply(request.to, [], None, error=error))
             return
         n = len(request.lengths)
@@ -66,7 +67,7 @@ class Predicts:
                 errors[i] = CellarError(
                     Reason.SHAPE_MISMATCH, f"a one-to-one model takes one step; the sequence has {length[i]}"
                 )
-        if self.content.is_text:
+        if self.content.is_coded:
             values, length = self._read(values, length, errors)
         elif total:
             filled = np.flatnonzero(length)
@@ -79,6 +80,7 @@ class Predicts:
             return
         self._number += 1
         self._calls[self._number] = call
+        core.time(Kind.SEQUENCE, self._number, request.timing)
         rows = call.rows = work.take(len(good))
         work.kind[rows] = Kind.SEQUENCE
         work.arrived[rows] = core.clock()
@@ -97,10 +99,10 @@ class Predicts:
     def _read(
         self, raw: np.ndarray, length: np.ndarray, errors: dict[int, CellarError]
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Token ids [sum(tokens)] and tokens of each text [N]; texts that cannot be read go to `errors`."""
-        codec = self.core.model.text
+        """Steps [sum(steps), ...] and steps of each text or sound [N]; those that cannot be read go to `errors`."""
+        codec = self.core.model.codec
         assert codec is not None
-        ids: list[np.ndarray] = [np.zeros(0, np.int64)]
+        made: list[np.ndarray] = [codec.take(b"", b"", True)[0]]
         counts = np.zeros(len(length), np.int64)
         end = 0
         for i, n in enumerate(length.tolist()):
@@ -114,11 +116,11 @@ class Predicts:
                 errors[i] = error
                 continue
             if not len(taken):
-                errors[i] = CellarError(Reason.EMPTY_INPUT, "the text holds no word")
+                errors[i] = CellarError(Reason.EMPTY_INPUT, codec.nothing)
                 continue
             counts[i] = len(taken)
-            ids.append(taken)
-        return np.concatenate(ids), counts
+            made.append(taken)
+        return np.concatenate(made), counts
 
     def finish(self, rows: np.ndarray, last: np.ndarray, outputs: np.ndarray) -> None:
         """Sequences whose last run is over: rows [n]; last: their last emissions float32 [n, ...]; outputs: every
@@ -149,11 +151,14 @@ class Predicts:
             call.live -= count
             if not call.live:
                 del self._calls[number]
+                self.core.timings.pop((Kind.SEQUENCE, number), None)
                 self._answer(call)
         self.core.work.give_back(rows)
 
     def _answer(self, call: _Predict) -> None:
         pieces = [piece for piece in call.pieces if piece is not None]
+        for _, error in call.errors:
+            self.core.counts.refuse(error.reason)
         self.core.replies.append(
             PredictReply(
                 call.request.to,

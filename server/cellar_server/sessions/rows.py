@@ -220,4 +220,6 @@ def joined(requests: list[Rows]) -> Rows:
 def refused(rows: Rows, error: CellarError) -> RowsRefused:
     """The answer to rows that no session sees."""
     nothing = np.zeros(len(rows.call), np.int64)
-    return RowsRefused(rows.to, rows.call, rows.frame_id, rows.handle, rows.position, nothing, (), error)
+    return RowsRefused(
+        rows.to, rows.call, rows.frame_id, rows.handle, rows.position, nothing, (), error, rows.ids is not None
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +16,7 @@ from cellar_server.sessions.frames import Frames
 from cellar_server.sessions.generations import Generations
 from cellar_server.sessions.predicts import Predicts
 from cellar_server.sessions.table import span
+from cellar_server.sessions.timing import Timing
 
 log = logging.getLogger("cellar_server.sessions")
 
@@ -28,6 +30,7 @@ class Run:
     state: np.ndarray
     cost_s: float
     took_s: float = 0.0
+    timed: Sequence[Timing] = ()  # of its rows' requests that somebody traces
 
 
 # y: float32 [batch, q, ...] and the states after them float32 [batch, S], or what went wrong
@@ -59,8 +62,21 @@ class Runs:
         work = core.work
         waited = (now - work.arrived[rows])[(work.done[rows] == 0) & (work.kind[rows] != Kind.GENERATION)]
         core.counts.queue_rows += len(waited)
-        core.counts.queue_s += float(waited.sum())
-        return Run(rows, x, state, float(core.scheduler.cost(len(rows), q)))
+        core.counts.queue.add_all(waited)
+        run = Run(rows, x, state, float(core.scheduler.cost(len(rows), q)))
+        if core.timings:
+            run.timed = self._begin_timed(rows, now)
+        return run
+
+    def _begin_timed(self, rows: np.ndarray, now: float) -> list[Timing]:
+        work = self.core.work
+        kinds = work.kind[rows]
+        owners = np.where(kinds == Kind.GENERATION, rows, work.owner[rows])
+        taking_part = set(zip(kinds.tolist(), owners.tolist(), strict=True))
+        timed = [timing for key, timing in self.core.timings.items() if key in taking_part]
+        for timing in timed:
+            timing.begin(now, len(rows))
+        return timed
 
     def compute(self, run: Run) -> Outcome:
         """What a run gives; any thread may compute it."""
@@ -75,6 +91,10 @@ class Runs:
     def finish(self, run: Run, outcome: Outcome) -> None:
         """Gives a run's outcome to its rows."""
         core = self.core
+        if run.timed:
+            now = core.clock()
+            for timing in run.timed:
+                timing.ended_s = now
         if isinstance(outcome, CellarError):
             self.fail(run.rows, outcome, core.clock())
             return
@@ -87,6 +107,7 @@ class Runs:
         """A run of n rows and q steps went well."""
         counts = self.core.counts
         counts.runs += 1
+        counts.run.add(took_s)
         counts.rows += n
         counts.steps += n * q
         counts.compute_s += n * took_s
@@ -209,5 +230,6 @@ class Runs:
     def fault(self, what: str, reason: Reason) -> CellarError:
         """Logs the exception being handled; the error that names it."""
         error_id = new_error_id()
-        log.exception("%s [%s] (model %s)", what, error_id, self.core.model.manifest.name)
+        name = self.core.model.manifest.name
+        log.exception("%s [%s] (model %s)", what, error_id, name, extra=self.core.about(error_id=error_id))
         return CellarError(reason, f"the server failed; its log has the fault as {error_id}", error_id=error_id)

@@ -183,6 +183,7 @@ class Sessions(Verbs):
                     self.core.check_time(request.deadline_s - now, request.caller, len(frames))
                 slot, is_new = self._slot_for(request)
             except CellarError as error:
+                self.core.counts.refuse(error.reason)
                 self.core.replies.append(FrameReply(request.to, 0, error))
                 continue
             if slot in frames:
@@ -198,7 +199,7 @@ class Sessions(Verbs):
                 timeouts_ms=[max(1, int(1000 * (request.deadline_s - now)))] if request.deadline_s else None,
                 priorities=[Priority.BULK] if request.is_bulk else None,
             )
-            frames[slot] = FrameRequest(request.to, UNARY_STREAM, frame, 0, request.caller)
+            frames[slot] = FrameRequest(request.to, UNARY_STREAM, frame, 0, request.caller, timing=request.timing)
             if is_new:
                 opened.append((request, slot))
         admit()
@@ -224,8 +225,10 @@ class Sessions(Verbs):
         try:
             return CallReply(request.to, request.function(self))
         except CellarError as error:
+            self.core.counts.refuse(error.reason)
             return CallReply(request.to, error=error)
         except Exception:
+            self.core.counts.refuse(Reason.INTERNAL)
             return CallReply(request.to, error=self.runs.fault("a call on the sessions failed", Reason.INTERNAL))
 
     def _admit_generations(self, requests: list[GenerateRequest], now: float) -> None:

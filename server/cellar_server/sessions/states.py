@@ -82,7 +82,7 @@ class States:
                 "a stored answer is not of the model's shape",
             ),
             (len(state.tail) > 1 << 16, "the state's tail is too long"),
-            (bool(state.tail) and self.core.model.text is None, "the model keeps no tail"),
+            (bool(state.tail) and self.core.model.codec is None, "the model keeps no tail"),
             (
                 state.HasField("generation") == self.core.can_hold_sessions,
                 "a state of a generation, or of none, does not fit the model",

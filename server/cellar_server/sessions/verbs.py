@@ -118,6 +118,7 @@ class Verbs:
                 check_id(id)
                 slot = self._take_up(id) if resume else self._open(id, max_idle_s, max_age_s, token, grace_s)
             except CellarError as error:
+                core.counts.refuse(error.reason)
                 opened.append(error)
                 continue
             handle = core.table.issue(slot, stream) if stream else 0
@@ -308,9 +309,10 @@ class Verbs:
                 what = f"it was open for {age:.1f} s, its limit is {max_age:g} s"
             else:
                 what = f"its stream ended, and nobody took it up within {table.graces[slot]:g} s"
-            id = shown(table.id_of(slot))
+            full_id = table.id_of(slot)
+            id = shown(full_id)
             error = CellarError(Reason.SESSION_EXPIRED, f"session {id!r} has expired: {what}")
-            log.info("session %s of %s expired: %s", id, core.model.manifest.name, what)
+            log.info("session %s of %s expired: %s", id, self._name, what, extra=core.about(full_id))
             self._end(slot, error, now)
         # to look costs 11 ns a session: at most once in a thousand times of that
         return max(table.next_expiry(), now + max(0.05, 1.1e-5 * table.num_touched))
@@ -337,8 +339,9 @@ class Verbs:
             return
         now = core.clock()
         for slot in list(durability.lost):
-            error = durabilities.lost(core.table.id_of(slot))
-            log.warning("session %s of %s: %s", shown(core.table.id_of(slot)), self._name, error.message)
+            id = core.table.id_of(slot)
+            error = durabilities.lost(id)
+            log.warning("session %s of %s: %s", shown(id), self._name, error.message, extra=core.about(id))
             core.counts.end(error.reason)
             self._leave(slot, error, now)
         for slot in custody.departing:
@@ -354,7 +357,8 @@ class Verbs:
         gone = self._put_away(custody.least_recent(keep), _spilled)
         core.counts.sessions_spilled += gone
         if gone:
-            log.info("%d sessions of %s were put into the store: the table is full", gone, self._name)
+            what = "%d sessions of %s were put into the store: the table is full"
+            log.info(what, gone, self._name, extra=core.about())
         return gone > 0
 
     def _put_away(self, slots: list[int], why: Callable[[str], CellarError]) -> int:

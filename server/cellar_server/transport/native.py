@@ -200,6 +200,7 @@ class NativeServer:
         self._handlers: dict[str, grpc.RpcMethodHandler] = {}
         self._generic: list[grpc.GenericRpcHandler] = []
         self._takers: dict[int, Callable[[], object]] = {}
+        self._steps: set[str] = set()  # methods whose only message becomes a row
         self._calls: dict[int, NativeCall] = {}
         self._is_listening = False
         self._taking: threading.Thread | None = None
@@ -213,13 +214,15 @@ class NativeServer:
         for name, handler in method_handlers.items():
             path = f"/{service_name}/{name}"
             self._handlers[path] = handler
-            self.transport.add_method(path, STREAM if handler.request_streaming else SINGLE)
+            style = STREAM if handler.request_streaming else SINGLE
+            self.transport.add_method(path, STEP if path in self._steps else style)
 
     def add_lane(self, lane: int, take: Callable[[], object], *, method: str = "") -> None:
         """`take` is called, on the transport's thread, when rows wait in a lane that was empty. method: the one whose
         only message becomes a row."""
         self._takers[lane] = take
         if method:
+            self._steps.add(method)
             self.transport.add_method(method, STEP)
 
     def add_insecure_port(self, address: str) -> int:

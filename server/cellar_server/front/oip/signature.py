@@ -59,10 +59,11 @@ class Signature:
         has_time = manifest.mode != Mode.ONE_TO_ONE and not is_text
         is_single = manifest.mode in (Mode.ONE_TO_ONE, Mode.MANY_TO_ONE)
         time = (-1,) if has_time else ()
+        unit = () if engine.model.pcm is not None else manifest.input.shape  # PCM: samples, not frames
         given = (
             Place("text", "BYTES", (1,))
             if is_text
-            else Place(manifest.step.input, DATATYPES[manifest.input.dtype], (*time, *manifest.input.shape))
+            else Place(manifest.step.input, DATATYPES[manifest.input.dtype], (*time, *unit))
         )
         emissions = () if is_single else (-1,)
         output = Place(manifest.step.output, "FP32", (*emissions, *manifest.output.shape))
