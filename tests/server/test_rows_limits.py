@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import numpy as np
+import pytest
 from cellar_proto.v1.inference_pb2 import Frame
+from cellar_proto.v1.reason_pb2 import Reason
+from cellar_server.sessions.core import WAIT_PART
 from cellar_server.sessions.messages import AnswerReply, Rows, RowsRefused, RowsReply
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tests.fakes.bench import Bench, reason_of
 from tests.fakes.runtime import counter_model
@@ -79,3 +85,60 @@ def test_rows_that_would_wait_beyond_their_time_are_refused_at_once() -> None:
     assert outcomes(bench) == dict.fromkeys(late, "OVERLOADED")
     bench.run()
     assert outcomes(bench) == dict.fromkeys([*queued, light], "")
+
+
+def test_rows_whose_time_was_over_before_they_were_taken_are_refused_in_one_reply() -> None:
+    bench = Bench(counter_model(), max_rows_per_run=4)
+    late, good = bench.open(20, stream=1), bench.open(3, stream=2)
+    bench.sessions.admit([rows(late, 1, bench.clock.now - 0.001), rows(good, 2)])
+    replies = bench.sessions.take_replies()
+    assert [(type(reply), reply.handles.tolist()) for reply in replies] == [(RowsRefused, late)]
+    assert reason_of(replies[0].error) == "DEADLINE_EXCEEDED"
+    assert replies[0].positions.tolist() == [0] * 20
+    bench.run()
+    assert outcomes(bench) == dict.fromkeys(good, "")
+    # nothing of the late ones was taken in: sent again they run
+    bench.sessions.admit([rows(late, 1, bench.clock.now + 60)])
+    bench.run()
+    assert outcomes(bench) == dict.fromkeys(late, "")
+    assert bench.sessions.core.counts.refusals == {Reason.DEADLINE_EXCEEDED: 20}
+    assert bench.sessions.core.counts.chunks_failed == 20
+
+
+def test_of_rows_that_come_together_those_run_that_can_in_time() -> None:
+    bench = Bench(counter_model(), max_rows_per_run=10, max_sessions=512)
+    many, few = bench.open(200, stream=1), bench.open(20, stream=2)
+    soon = bench.clock.now + 60 * bench.sessions.core.pressure.s_per_row / WAIT_PART
+    bench.sessions.admit([rows(many, 1, soon), rows(few, 2, soon)])
+    refused = outcomes(bench)
+    # both streams get the same share of the next fifty rows; one has no more than twenty
+    assert set(refused.values()) == {"OVERLOADED"}
+    assert set(refused) == set(many[30:])
+    bench.run()
+    assert outcomes(bench) == dict.fromkeys([*many[:30], *few], "")
+
+
+@given(
+    st.lists(st.integers(1, 4), max_size=40),
+    st.lists(st.integers(1, 5), min_size=1, max_size=40),
+)
+def test_the_wait_of_rows_together_is_that_of_each_where_those_before_it_are_ready(
+    ready: list[int], coming: list[int]
+) -> None:
+    """As if each row were asked for by itself, the ones of its own caller before it being queued."""
+    bench = Bench(counter_model(), max_rows_per_run=4)
+    pressure = bench.sessions.core.pressure
+    counts = Counter(ready)
+    for caller, count in counts.items():
+        bench.sessions.admit([rows(bench.open(count, stream=caller), caller)])
+    queued = Counter(bench.sessions.core.work.caller[bench.sessions.core.scheduler.ready].tolist())
+    found = pressure.waits_s(np.array(coming))
+    if len(bench.sessions.core.scheduler.ready) + len(coming) <= 4:
+        assert found is None
+        return
+    assert found is not None
+    total, rank = queued + Counter(coming), Counter(queued)
+    for i, caller in enumerate(coming):
+        rank[caller] += 1
+        before = sum(min(count, rank[caller]) for count in total.values())
+        assert found[i] == pytest.approx((before + 4) * pressure.s_per_row)
