@@ -146,6 +146,7 @@ class Engine:
             return error
         return None
 
+    @property
     def num_generations(self) -> int:
         """Generations that run or wait for their reader."""
         return self._sessions.generations.num_live
