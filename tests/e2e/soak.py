@@ -36,14 +36,16 @@ from tests.fakes.zoo import write_counter
 
 ACT = "inform(name='red door cafe';goodformeal='breakfast';area='cathedral hill';kidsallowed='no')"
 MAX_SESSIONS = 400
-_WATCHED = re.compile(r"watched tasks=(\d+) objects=(\d+)")
+_WATCHED = re.compile(r"watched tasks=(\d+) objects=(\d+) threads=(\S+)")
+_STAYING = re.compile(r"(asyncio|uvloop)_\d+|run-(counter|describe)$")
 WARM_UP = 0.3  # part of the run that is not compared
 FLAGS = ["--max-sessions", str(MAX_SESSIONS), "--when-full", "spill", "--max-idle-s", "20", "--drain-s", "5"]
 
 
 @dataclass
 class Look:
-    """One look at the server. latency_s: of one step, median since the look before."""
+    """One look at the server. names: of its threads that are Python's; latency_s: of one step, median since the look
+    before."""
 
     at_s: float
     rss_bytes: int
@@ -52,6 +54,12 @@ class Look:
     tasks: int
     objects: int
     latency_s: float
+    names: tuple[str, ...] = ()
+
+    @property
+    def strangers(self) -> int:
+        """Threads that are not Python's: gRPC's and ONNX Runtime's."""
+        return self.threads - len(self.names)
 
 
 @dataclass
@@ -83,14 +91,30 @@ class Report:
             first, last = self.quarters(name)
             if last > first + max(3, 0.1 * first):
                 faults.append(f"{name} grew from {first:g} to {last:g}")
+            if name == "threads":
+                continue
             before, after = getattr(self.idle_before, name), getattr(self.idle_after, name)
             if after > before + 2:
                 faults.append(f"{name}: {before} before the callers came, {after} after they went")
+        faults += self._threads_left()
         first, last = self.quarters("latency_s")
         if last > 1.5 * first + 0.001:
             faults.append(f"latency drifted from {1e3 * first:.2f} to {1e3 * last:.2f} ms")
         if self.sessions_left:
             faults.append(f"{self.sessions_left} sessions were left over")
+        return faults
+
+    def _threads_left(self) -> list[str]:
+        """Threads that should have ended. Those of the event loop's pool and of a served model's long runs start when
+        they are first needed, and stay."""
+        if self.idle_before is None or self.idle_after is None:
+            return []
+        before, after = self.idle_before, self.idle_after
+        left = Counter(after.names) - Counter(before.names)
+        named = sorted(name for name in left.elements() if not _STAYING.match(name))
+        faults = [f"threads were left over: {', '.join(named)}"] if named else []
+        if after.strangers > before.strangers + 2:
+            faults.append(f"threads of libraries: {before.strangers} before the callers came, {after.strangers} after")
         return faults
 
     def summary(self) -> str:
@@ -308,12 +332,13 @@ class Soak:
         process = Path(f"/proc/{self.server.process.pid}")
         self.server.process.send_signal(signal.SIGUSR1)
         tasks = objects = -1
+        names: tuple[str, ...] = ()
         until = time.monotonic() + 10
         while tasks < 0 and time.monotonic() < until:
             time.sleep(0.01)
             for line in list(self.server.log):
                 if match := _WATCHED.fullmatch(line):
-                    tasks, objects = int(match[1]), int(match[2])
+                    tasks, objects, names = int(match[1]), int(match[2]), tuple(match[3].split(","))
                     self.server.log.remove(line)  # each is read once
         with self._lock:
             latencies, self._latencies = self._latencies, []
@@ -325,6 +350,7 @@ class Soak:
             tasks,
             objects,
             statistics.median(latencies) if latencies else 0.0,
+            names,
         )
 
 

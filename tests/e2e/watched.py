@@ -1,6 +1,6 @@
 """`cellar-server` that says what it holds: `python -m tests.e2e.watched [flags of cellar-server]`.
 
-SIGUSR1: a line `watched tasks=N objects=N` on standard error, after a collection of garbage.
+SIGUSR1: a line `watched tasks=N objects=N threads=NAME,...` on standard error, after a collection of garbage.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import gc
 import os
 import signal
 import sys
+import threading
 
 from cellar_server import cli
 from cellar_server.server import Server
@@ -24,7 +25,8 @@ class WatchedServer(Server):
 
     def _say(self) -> None:
         gc.collect()
-        line = f"\nwatched tasks={len(asyncio.all_tasks())} objects={len(gc.get_objects())}\n"
+        names = ",".join(thread.name for thread in threading.enumerate())
+        line = f"\nwatched tasks={len(asyncio.all_tasks())} objects={len(gc.get_objects())} threads={names}\n"
         os.write(2, line.encode())  # in one piece, whoever else writes
 
 
