@@ -87,9 +87,11 @@ class RowsIn:
             self.frames.refuse_rows(rows, np.flatnonzero(over), CellarError(Reason.DEADLINE_EXCEEDED, LATE))
         if wait is not None and not (late == over).all():
             places = np.flatnonzero(late & ~over)
-            # as in `check_time`; those that may come again at about the same time have one error
-            delay = np.minimum(wait - WAIT_PART * left, wait / 2)[places]
-            step = np.ceil(2 * np.log2(np.maximum(delay, 1e-3)))
+            # as in `check_time`, from where the first of them would stand: what is refused waits for nothing; those
+            # that may come again at about the same time have one error
+            first = wait[places].min()
+            delay = np.minimum(first - WAIT_PART * left[places], first / 2)
+            step = np.floor(2 * np.log2(np.maximum(delay, 1e-3)))
             for each in np.unique(step).tolist():
                 error = self.core.overloaded(2 ** (each / 2))
                 self.frames.refuse_rows(rows, places[step == each], error)
