@@ -6,6 +6,9 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 LISTEN ?= 127.0.0.1:50051
 MODELS ?= models/zoo
+FUZZ_S ?= 60
+FUZZ_TARGETS := frames states generation_states oip manifests graphs
+SOAK_MINUTES ?= 60
 
 SERVE := $(VENV)/.serve
 DEV := $(VENV)/.dev
@@ -22,7 +25,7 @@ $(DEV): $(SERVE)
 	$(PIP) -e '.[client,score,server,models,dev]'
 	@touch $@
 
-.PHONY: help demo test test-all serve native train lint check proto config-docs bench bench-native clean
+.PHONY: help demo test test-all serve native train lint check proto config-docs bench bench-native fuzz soak lock audit clean
 
 help: ## print this help
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -69,6 +72,22 @@ bench: $(DEV) bench-native ## measure, beside the ceilings, in one run
 bench-native: ## build the load generator of `make bench` (C++; needs cmake and libgrpc++-dev)
 	cmake -S benchmarks/native -B build/native
 	cmake --build build/native
+fuzz: $(DEV) ## coverage-guided fuzzing of all parsers (FUZZ_S=60 seconds each)
+	$(PIP) 'atheris>=3.0; python_version < "3.14" and platform_system == "Linux"'
+	for target in $(FUZZ_TARGETS); do $(BIN)/python -m tests.fuzz $$target --seconds $(FUZZ_S) || exit 1; done
+
+soak: $(DEV) ## everything at once for an hour (SOAK_MINUTES=60), looking for what grows
+	$(BIN)/python -m tests.e2e.soak --minutes $(SOAK_MINUTES)
+
+lock: | $(BIN)/python ## pin the server and what it needs in requirements.lock
+	$(PIP) 'uv>=0.5'
+	{ sed -n '/^#/p' requirements.lock; $(BIN)/uv pip compile pyproject.toml --extra server --generate-hashes \
+		--universal --python-version 3.11 --no-header --upgrade --quiet; } > requirements.lock.new
+	mv requirements.lock.new requirements.lock
+
+audit: | $(BIN)/python ## look up what is pinned in the database of known vulnerabilities (needs the network)
+	$(PIP) 'pip-audit>=2.7'
+	$(BIN)/pip-audit --strict --require-hashes -r requirements.lock
 
 clean: ## remove the virtual environment and the generated stubs
 	rm -rf $(VENV) build/native proto/cellar_proto/v1/*_pb2* proto/cellar_proto/oip/*.binpb

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cellar_server.limits import Limits
 from cellar_server.rights import Rights
 from cellar_server.runtime.base import StartupError
 from cellar_server.tables import kind_of, option, parse_all, refuse_unknown, table_of, value_of
@@ -58,6 +59,10 @@ class Config:
     run_budget_ms: float = _option(10.0, "milliseconds that one run should take at most")
     max_queue_rows: int = _option(16_384, "rows that wait or run, of one model")
     max_queue_bytes: int = _option(256 << 20, "bytes of inputs that wait or run, of one model")
+    max_wait_s: float = _option(
+        1.0,
+        "seconds that live sessions wait at which new ones, generations and bulk work are refused and readiness is off",
+    )
     max_message_bytes: int = _option(16 << 20, "bytes in one message")
     max_frames_in_flight: int = _option(64, "unanswered messages of one stream at which it is read no further")
     when_full: str = _option(
@@ -102,6 +107,15 @@ class Config:
         Rights,
         "what callers may do, by their names or patterns of them; several that fit add up. Without any: all callers "
         "may call all models, and only where nobody is asked who they are also load and unload them",
+    )
+    caller_limits: Mapping[str, Limits] = table_of(
+        Limits,
+        "what one caller may take, by callers' names or patterns of them: its own table counts, else that of the first "
+        'pattern that fits, so that "*" is each caller that has no other. Where nobody is asked who they are, all '
+        "callers are one. 0 is no limit",
+    )
+    model_limits: Mapping[str, Limits] = table_of(
+        Limits, "the same by models' names or patterns of them: what all callers together may take of one model"
     )
     drain_s: float = _option(10.0, "seconds that accepted work gets to finish when the server stops")
     log_level: str = _option("info", "least severe messages logged", ("debug", "info", "warning", "error"))

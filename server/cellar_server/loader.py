@@ -66,6 +66,11 @@ class Loader:
             engine = Engine(model, config, registry.directory, store=self.store)
         except StoreError as error:
             raise StartupError(str(error)) from None
+        except (MemoryError, OSError, OverflowError) as error:
+            what = f"{key[0]}/{key[1]}: {config.max_sessions} sessions of it do not fit: {error}"
+            registry.broken[key] = CellarError(Reason.MODEL_BROKEN, what)
+            log.error("model %s is not served", what)
+            return None
         registry.broken.pop(key, None)
         registry.engines[key] = engine
         log.info(

@@ -33,13 +33,16 @@ from cellar_server.front.inference import Inference
 from cellar_server.front.models import ModelsFront
 from cellar_server.front.oip import schema as oip
 from cellar_server.front.oip.service import OpenInference
+from cellar_server.front.readiness import NAME as READINESS
+from cellar_server.front.readiness import Readiness
+from cellar_server.front.reading import Reader
 from cellar_server.front.registry import Registry
 from cellar_server.front.sessions import SessionsFront
 from cellar_server.loader import Loader
 from cellar_server.log import about
 from cellar_server.runtime.base import StartupError
 from cellar_server.runtime.onnx import check_provider
-from cellar_server.sessions.messages import Reply, RowsBack, RowsReply
+from cellar_server.sessions.messages import Reply, RowsBack, RowsRefused, RowsReply
 from cellar_server.store import open_store
 from cellar_server.store.base import Store, StoreError
 from cellar_server.transport import open_transport
@@ -85,7 +88,9 @@ class Server:
         self.loader = Loader(self.registry, self._start)
         self._store: Store | None = None
         self._grpc: Transport | None = None
+        self._lanes: Lanes | None = None
         self._named: set[str] = set()
+        self._readiness = Readiness()
         self.metrics: MetricsServer | None = None
         self._watching: asyncio.Task[None] | None = None
 
@@ -102,7 +107,7 @@ class Server:
         server = open_transport(
             self.config.transport,
             max_message_bytes=self.config.max_message_bytes,
-            interceptors=(Guard(callers),) if callers.is_on else (),
+            interceptors=(Reader(), *((Guard(callers),) if callers.is_on else ())),
         )
         inference, open_inference = self._make_services(server)
         inference_pb2_grpc.add_InferenceServicer_to_server(inference, server)
@@ -145,8 +150,8 @@ class Server:
                 raise StartupError("traces: they need OpenTelemetry: pip install 'cellar-serving[traces]'") from None
             registry.traces = Traces(otlp(config.traces), config.trace_sample)
         if registry.traces is None:
-            lanes = open_lanes(registry, server, asyncio.get_running_loop())
-            return Inference(registry, lanes), OpenInference(registry, self)
+            self._lanes = open_lanes(registry, server, asyncio.get_running_loop())
+            return Inference(registry, self._lanes), OpenInference(registry, self)
         # without lanes: every frame comes by itself, and can be traced
         from cellar_server.front.traces import TracedInference, TracedOpenInference
 
@@ -155,7 +160,7 @@ class Server:
     def _show_metrics(self) -> MetricsServer:
         from cellar_server.front.metrics import MetricsServer, ServerCollector
 
-        collector = ServerCollector(self.registry, lambda: self.is_serving)
+        collector = ServerCollector(self.registry, lambda: self.is_ready)
         return MetricsServer(self.config.metrics_listen, collector)
 
     def _open_store(self) -> Store | None:
@@ -177,6 +182,8 @@ class Server:
         for reply in replies:
             if isinstance(reply, RowsReply):
                 reply.to.send(reply)
+            elif isinstance(reply, RowsRefused):
+                reply.to.refuse(reply)
             elif isinstance(reply, RowsBack):
                 reply.to.take_back(reply.rows)
             else:
@@ -187,6 +194,12 @@ class Server:
     @property
     def is_serving(self) -> bool:
         return self.life is Life.SERVING
+
+    @property
+    def is_ready(self) -> bool:
+        """New callers are welcome: it serves, and is not saturated."""
+        healthy = all(engine.is_healthy for engine in self.registry.engines.values())
+        return self.is_serving and healthy and not self._readiness.is_saturated
 
     async def load_model(self, name: str) -> list[int]:
         """See Loader.load."""
@@ -200,17 +213,20 @@ class Server:
         try:
             return await self.loader.unload(name, version, wait_s=wait_s, force_reason=force_reason)
         finally:
+            if self._lanes is not None:
+                self._lanes.forget()
             await self._set_health()
 
     async def _watch(self) -> None:
-        """Once a second: health follows engines that stall and recover. Once a minute: what outlived its time in the
-        store goes."""
+        """Once a second: health follows engines that stall and recover, readiness their load. Once a minute: what
+        outlived its time in the store goes."""
         loop = asyncio.get_running_loop()
         states: list[bool] = []
         for second in itertools.count(1):
             await asyncio.sleep(1.0)
             found = [engine.is_healthy for engine in self.registry.engines.values()]
-            if found != states:
+            loads = [engine.load for engine in self.registry.engines.values()]
+            if self._readiness.look(max(loads, default=0.0)) or found != states:
                 states = found
                 await self._set_health()
             await self.access.look()
@@ -238,6 +254,7 @@ class Server:
         is_serving = self.life is Life.SERVING and all(engine.is_healthy for engine in engines.values())
         for name in ("", *SERVICES):
             await self.health.set(name, _SERVING if is_serving else _NOT_SERVING)
+        await self.health.set(READINESS, _SERVING if self.is_ready else _NOT_SERVING)
         names = {name for name, _ in (*engines, *self.registry.broken)}
         # a model that was unloaded is known and not served
         self._named |= names

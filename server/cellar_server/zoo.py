@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +23,10 @@ from cellar_server.runtime.base import Runtime, StartupError
 from cellar_server.runtime.onnx import DTYPES, GraphMismatch, OnnxRuntime
 
 log = logging.getLogger("cellar_server.zoo")
-MAX_FILE_BYTES = 1 << 30
+# Bytes of the manifest, of a codec's file, and of any other file.
+MAX_MANIFEST_BYTES, MAX_CODEC_BYTES, MAX_FILE_BYTES = 4 << 20, 64 << 20, 1 << 30
+# Numbers in a state row; in one step's input or output, and in a condition.
+MAX_STATE, MAX_NUMBERS = 1 << 22, 1 << 20
 # A session's tail is less than a frame of 16-bit samples, and has to stay small.
 MAX_FRAME_SAMPLES = 1 << 14
 
@@ -89,8 +93,10 @@ def load(
 
 def _manifest(entry: Entry) -> Manifest:
     path = entry.folder / "manifest.json"
-    if not path.is_file():
-        raise ValueError("manifest.json is missing")
+    if path.is_symlink() or not path.is_file():
+        raise ValueError("manifest.json is missing, or no plain file")
+    if path.stat().st_size > MAX_MANIFEST_BYTES:
+        raise ValueError(f"manifest.json is over {MAX_MANIFEST_BYTES} bytes")
     manifest = json_format.Parse(path.read_text("utf-8"), Manifest())
     if manifest.format != 1:
         raise ValueError(f"manifest format {manifest.format}; this server reads 1")
@@ -103,6 +109,8 @@ def _manifest(entry: Entry) -> Manifest:
         variant.step_file for variant in manifest.variants
     ):
         raise ValueError(f"the manifest has {precisions} beside float32 and is to be served in {manifest.precision!r}")
+    _check_sizes(manifest)
+    codecs = {manifest.text.tokenizer_file, manifest.prime.text.tokenizer_file, manifest.generation.vocabulary_file}
     named = [
         manifest.step.file,
         manifest.prime.graph.file,
@@ -116,15 +124,34 @@ def _manifest(entry: Entry) -> Manifest:
             raise ValueError(f"sha256 has no entry for {name}")
     for name, sha256 in sorted(manifest.sha256.items()):
         file = entry.folder / name
-        if Path(name).name != name or file.is_symlink():
+        if name == ".." or Path(name).name != name or "\\" in name or "\0" in name or file.is_symlink():
             raise ValueError(f"{name!r} is not a plain file name")
         if not file.is_file():
             raise ValueError(f"{name} is missing")
-        if file.stat().st_size > MAX_FILE_BYTES:
-            raise ValueError(f"{name} is over {MAX_FILE_BYTES} bytes")
-        if hashlib.sha256(file.read_bytes()).hexdigest() != sha256:
+        most = MAX_CODEC_BYTES if name in codecs else MAX_FILE_BYTES
+        if file.stat().st_size > most:
+            raise ValueError(f"{name} is over {most} bytes")
+        with file.open("rb") as opened:
+            found = hashlib.file_digest(opened, "sha256").hexdigest()
+        if found != sha256:
             raise ValueError(f"{name} is not the file that the manifest describes (sha256)")
     return manifest
+
+
+def _check_sizes(manifest: Manifest) -> None:
+    """No size that a manifest names may be more than a model of this kind has: memory is taken by it."""
+    sizes = {
+        "state_size": [manifest.state_size],
+        "input.shape": manifest.input.shape,
+        "output.shape": manifest.output.shape,
+        "prime.condition.shape": manifest.prime.condition.shape,
+    }
+    for name, shape in sizes.items():
+        most = MAX_STATE if name == "state_size" else MAX_NUMBERS
+        if len(shape) > 8 or math.prod(shape) > most or 0 in shape:
+            raise ValueError(f"{name} is {' x '.join(map(str, shape))}; 1 to {most} numbers are served")
+    if max(manifest.parity.min_rows, manifest.text.max_word_bytes) > 1 << 16:
+        raise ValueError("parity.min_rows or text.max_word_bytes is over 65536")
 
 
 def serve_in(manifest: Manifest, precision: str) -> Manifest:
@@ -156,7 +183,7 @@ def _check_parts(manifest: Manifest) -> None:
         if part.offset != at or part.name in names:
             raise ValueError(f"state part {part.name!r} does not follow the one before it")
         names.add(part.name)
-        at += int(np.prod(part.shape, dtype=np.int64))
+        at += math.prod(part.shape)
     if at != manifest.state_size:
         raise ValueError(f"the state's parts hold {at} numbers; state_size is {manifest.state_size}")
 

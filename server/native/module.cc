@@ -93,7 +93,7 @@ py::tuple event_of(const Event& event) {
   return py::make_tuple(int(event.kind), event.call, event.ok, py::none());
 }
 
-// (rest, caller, numbers int64 [8, n], data uint8 [bytes], ids, time_left_s); the bytes change hands.
+// (rest, caller, numbers int64 [8, n], data uint8 [bytes], ids, deadline_s float64 [n] or None); the bytes change hands.
 py::tuple rows_of(Rows& rows) {
   const auto n = static_cast<py::ssize_t>(rows.call.size());
   py::array_t<int64_t> numbers({py::ssize_t{8}, n});
@@ -105,14 +105,14 @@ py::tuple rows_of(Rows& rows) {
   const py::capsule owner(data, [](void* held) { delete static_cast<std::string*>(held); });
   const py::array_t<uint8_t> bytes({static_cast<py::ssize_t>(data->size())}, {py::ssize_t{1}},
                                    reinterpret_cast<uint8_t*>(data->data()), owner);
-  py::object ids = py::none(), left = py::none();
+  py::object ids = py::none(), deadline = py::none();
   if (rows.style == Style::kStep) {
     py::list made;
     for (const auto& id : rows.ids) made.append(py::bytes(id));
     ids = made;
-    left = py::array_t<double>(n, rows.time_left_s.data());
   }
-  return py::make_tuple(py::bytes(rows.rest), py::bytes(rows.caller), numbers, bytes, ids, left);
+  if (rows.is_timed) deadline = py::array_t<double>(n, rows.deadline_s.data());
+  return py::make_tuple(py::bytes(rows.rest), py::bytes(rows.caller), numbers, bytes, ids, deadline);
 }
 
 py::object take(Transport& transport) {
@@ -167,6 +167,27 @@ void send(Transport& transport, const Column<uint64_t>& calls, const Column<uint
   transport.send(answers, to, count);
 }
 
+void refuse(Transport& transport, const Column<uint64_t>& calls, const Column<uint64_t>& frame_ids,
+            const Column<uint64_t>& handles, const Column<int64_t>& starts, const Column<int64_t>& positions,
+            const std::vector<uint64_t>& axes, const std::optional<Column<int64_t>>& durable, const std::string& error,
+            int code, const std::string& text, const std::vector<std::pair<std::string, py::bytes>>& trailing) {
+  const auto count = static_cast<size_t>(calls.size());
+  for (const py::ssize_t size : {frame_ids.size(), handles.size(), starts.size(), positions.size(),
+                                 durable ? durable->size() : calls.size()}) {
+    if (static_cast<size_t>(size) != count) throw py::value_error("the columns are not of one length");
+  }
+  const std::vector<int64_t> nothing(count);
+  Answers answers{frame_ids.data(), handles.data(),  starts.data(),
+                  positions.data(), nothing.data(),  durable ? durable->data() : nullptr,
+                  nothing.data(),   nullptr,         0, {}, error};
+  for (const uint64_t axis : axes) append_varint(&answers.axes, axis);
+  const uint64_t* to = calls.data();
+  const grpc::Status status(grpc::StatusCode(code), text);
+  const Pairs pairs(trailing.begin(), trailing.end());
+  py::gil_scoped_release released;
+  transport.refuse(answers, to, count, status, pairs);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_native, module) {
@@ -208,6 +229,10 @@ PYBIND11_MODULE(_native, module) {
       .def("send", &send, py::arg("calls").noconvert(), py::arg("frame_ids").noconvert(),
            py::arg("handles").noconvert(), py::arg("starts").noconvert(), py::arg("positions").noconvert(),
            py::arg("lengths").noconvert(), py::arg("outputs").noconvert(), py::arg("axes"), py::arg("durable"))
+      .def("refuse", &refuse, py::arg("calls").noconvert(), py::arg("frame_ids").noconvert(),
+           py::arg("handles").noconvert(), py::arg("starts").noconvert(), py::arg("positions").noconvert(),
+           py::arg("axes"), py::arg("durable"), py::arg("error"), py::arg("code"), py::arg("text"),
+           py::arg("trailing"))
       .def("shutdown", &Transport::shutdown, released())
       .def("counters", [](Transport& t) {
         const Counters c = t.counters();

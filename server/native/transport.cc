@@ -1,7 +1,9 @@
 #include "transport.h"
 
+#include <algorithm>
 #include <chrono>
 #include <iterator>
+#include <limits>
 
 // gRPC hands an operation from the thread that starts it to the poller; where gRPC itself is not built for
 // ThreadSanitizer, it is told.
@@ -28,6 +30,15 @@ constexpr size_t kSearched = 8;
 std::string_view flat(const grpc::ByteBuffer& buffer, grpc::Slice* slice) {
   if (!buffer.TrySingleSlice(slice).ok() && !buffer.DumpToSingleSlice(slice).ok()) return {};
   return {reinterpret_cast<const char*>(slice->begin()), slice->size()};
+}
+
+// When the time of a message that was read now is over: seconds on the steady clock, which on Linux is Python's
+// time.monotonic(). left_s: of its call, negative for no end; infinity where nothing limits it.
+double deadline_of(double left_s, uint64_t timeout_ms) {
+  if (left_s < 0 && !timeout_ms) return std::numeric_limits<double>::infinity();
+  double after_s = timeout_ms ? 1e-3 * static_cast<double>(timeout_ms) : left_s;
+  if (left_s >= 0) after_s = std::min(after_s, left_s);
+  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count() + after_s;
 }
 
 // A slice of `size` bytes that `fill` writes.
@@ -184,10 +195,10 @@ void Call::read_ahead() {
 
 void Call::open_lane(uint64_t lane, uint64_t stream, int window) {
   std::lock_guard guard(lock_);
+  if (!stream_) messages_ = 1;  // the one that made the caller open it; a later lane goes on with what is unsettled
   lane_ = lane;
   stream_ = stream;
   window_ = window;
-  messages_ = 1;  // the one that made the caller open it
   read_ahead();
 }
 
@@ -332,6 +343,7 @@ void Transport::post(Event event) {
 
 void Transport::post_row(Call& call, const Row& row) {
   ++rows_;
+  const double deadline_s = deadline_of(call.style() == Style::kStep ? call.time_left_s() : -1.0, row.timeout_ms);
   std::lock_guard guard(incoming_lock_);
   Lane& lane = lanes_[call.lane()];
   auto& groups = lane.rows;
@@ -364,10 +376,9 @@ void Transport::post_row(Call& call, const Row& row) {
   rows->first_axis.push_back(row.first_axis);
   rows->size.push_back(static_cast<int64_t>(row.data.size()));
   rows->data.append(row.data);
-  if (call.style() == Style::kStep) {
-    rows->time_left_s.push_back(call.time_left_s());
-    rows->ids.emplace_back(row.id);
-  }
+  rows->deadline_s.push_back(deadline_s);
+  rows->is_timed |= deadline_s < std::numeric_limits<double>::infinity();
+  if (call.style() == Style::kStep) rows->ids.emplace_back(row.id);
 }
 
 bool Transport::take(std::vector<Event>* events) {
@@ -428,12 +439,12 @@ void Transport::cancel(uint64_t call) {
   if (const auto found = find(call)) found->cancel();
 }
 
-void Transport::send(const Answers& answers, const uint64_t* calls, size_t count) {
+std::vector<std::pair<std::shared_ptr<Call>, std::vector<uint32_t>>> Transport::sorted(const uint64_t* calls,
+                                                                                       size_t count) {
   std::vector<std::pair<std::shared_ptr<Call>, std::vector<uint32_t>>> chosen;
   chosen.reserve(count);
   {
     std::lock_guard guard(calls_lock_);
-    std::vector<Call*> seen;
     for (uint32_t row = 0; row < count; ++row) {
       const auto found = calls_.find(calls[row]);
       if (found == calls_.end()) continue;  // it is gone, and nobody waits for its rows
@@ -445,6 +456,11 @@ void Transport::send(const Answers& answers, const uint64_t* calls, size_t count
     }
     for (auto& [call, rows] : chosen) rows.swap(call->chosen);
   }
+  return chosen;
+}
+
+void Transport::send(const Answers& answers, const uint64_t* calls, size_t count) {
+  auto chosen = sorted(calls, count);
   std::vector<Letter> letters;
   letters.reserve(chosen.size());
   for (auto& [call, rows] : chosen) {
@@ -454,6 +470,29 @@ void Transport::send(const Answers& answers, const uint64_t* calls, size_t count
                            : made(encoder.answer_size(), [&](char* at) { encoder.write_answer(at); });
     letters.push_back({std::move(call), std::move(message), static_cast<int>(rows.size())});
   }
+  mail(std::move(letters));
+}
+
+void Transport::refuse(const Answers& answers, const uint64_t* calls, size_t count, const grpc::Status& status,
+                       const Pairs& trailing) {
+  auto chosen = sorted(calls, count);
+  const auto end = std::make_shared<const End>(End{status, trailing});
+  std::vector<Letter> letters;
+  letters.reserve(chosen.size());
+  for (auto& [call, rows] : chosen) {
+    if (call->style() == Style::kStep) {
+      letters.push_back({std::move(call), {}, 1, end});
+      continue;
+    }
+    Encoder encoder(answers, rows.data(), rows.size());
+    auto message = made(encoder.answer_size(), [&](char* at) { encoder.write_answer(at); });
+    letters.push_back({std::move(call), std::move(message), static_cast<int>(rows.size())});
+  }
+  mail(std::move(letters));
+}
+
+// A few go at once, many by the writer.
+void Transport::mail(std::vector<Letter> letters) {
   if (letters.size() < kMany) {
     deliver(letters);
     return;
@@ -464,8 +503,10 @@ void Transport::send(const Answers& answers, const uint64_t* calls, size_t count
 }
 
 void Transport::deliver(std::vector<Letter>& letters) {
-  for (auto& [call, message, rows] : letters) {
-    if (call->style() == Style::kStep) {
+  for (auto& [call, message, rows, end] : letters) {
+    if (end) {
+      call->finish(nullptr, end->status, end->trailing);
+    } else if (call->style() == Style::kStep) {
       call->finish(&message, grpc::Status::OK, {});
     } else {
       call->write(message, rows, false);

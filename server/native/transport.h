@@ -51,7 +51,9 @@ struct Rows {
   std::string rest, caller;
   std::vector<uint64_t> call, stream, frame_id, handle;
   std::vector<int64_t> position, length, first_axis, size;
-  std::vector<double> time_left_s;  // of kStep; negative: no deadline
+  // Seconds on the steady clock, from when the message was read; of the call and of its timeout the earlier one.
+  std::vector<double> deadline_s;   // infinity: none
+  bool is_timed = false;            // some row has a deadline
   std::vector<std::string> ids;     // of kStep
   std::string data;
 };
@@ -104,6 +106,9 @@ class Transport {
   void cancel(uint64_t call);
   // The answers of rows [count], to each call all of its own in one message. Read before it returns.
   void send(const Answers& answers, const uint64_t* calls, size_t count);
+  // The same where every row has `answers.error`: calls of steps end with a status and trailing metadata.
+  void refuse(const Answers& answers, const uint64_t* calls, size_t count, const grpc::Status& status,
+              const Pairs& trailing);
 
   // Takes no new calls, lets the others end for so long, cancels them, and ends. Blocks.
   void shutdown(double grace_s);
@@ -113,13 +118,23 @@ class Transport {
  private:
   friend class Call;
 
+  // How calls end that are refused.
+  struct End {
+    grpc::Status status;
+    Pairs trailing;
+  };
+
   // An answer on its way to its call.
   struct Letter {
     std::shared_ptr<Call> call;
     grpc::ByteBuffer message;
     int rows;
+    std::shared_ptr<const End> end = {};  // of a step that is refused: it has no message
   };
 
+  // Places in `calls` by call; those that are gone are left out.
+  std::vector<std::pair<std::shared_ptr<Call>, std::vector<uint32_t>>> sorted(const uint64_t* calls, size_t count);
+  void mail(std::vector<Letter> letters);
   static void deliver(std::vector<Letter>& letters);
   void write_letters();
   void accept();

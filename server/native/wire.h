@@ -19,6 +19,7 @@ struct Row {
   int64_t position = -1;     // -1: none given
   int64_t length = -1;       // -1: none given
   int64_t first_axis = -1;   // of the shape; -1: none given
+  uint64_t timeout_ms = 0;   // 0: none given
   std::string_view data;
   std::string rest;  // the message without all of the above: rows whose rest is equal differ in nothing else
 };
@@ -148,6 +149,8 @@ inline bool read_frame(std::string_view message, Row* row) {
         if (!in.bytes(&field) || !read_tensor(field, 0x2a, row)) return false;
         break;
       case 0x32:
+        if (!in.only_varint(&row->timeout_ms) || row->timeout_ms > UINT32_MAX) return false;
+        break;
       case 0x3a:
       case 0x42:
         if (!in.only_varint(&value)) return false;
@@ -184,8 +187,10 @@ inline bool read_step(std::string_view message, Row* row) {
         if (!in.varint(&value) || !fits(value)) return false;
         row->length = static_cast<int64_t>(value);
         break;
-      case 0x28:
       case 0x30:
+        if (!in.varint(&row->timeout_ms) || row->timeout_ms > UINT32_MAX) return false;
+        break;
+      case 0x28:
       case 0x38:
         if (!in.varint(&value)) return false;
         row->rest.append(begin, in.at());
@@ -211,6 +216,7 @@ struct Answers {
   const char* outputs;
   uint64_t emission_bytes;
   std::string axes;           // the shape's axes behind the first, as packed varints
+  std::string_view error = {};  // a serialised Error of every row, none where they were answered
 };
 
 inline size_t varint_size(uint64_t value) {
@@ -270,6 +276,9 @@ class Encoder {
   // StreamResponse with an Answer.
   size_t answer_size() {
     answer_ = part(frames_) + part(8 * count_) + part(starts_) + part(positions_) + part(lengths_) + part(tensor_);
+    if (!a_.error.empty()) {
+      for (size_t i = 0; i < count_; ++i) answer_ += part(row_error_size(i));
+    }
     if (a_.durable) answer_ += part(durable_);
     return part(answer_);
   }
@@ -287,6 +296,14 @@ class Encoder {
     out.field(0x2a, lengths_);
     for (size_t i = 0; i < (one_length_ ? 1 : count_); ++i) out.varint(static_cast<uint64_t>(a_.length[rows_[i]]));
     tensor(&out, 0x32);
+    if (!a_.error.empty()) {
+      for (size_t i = 0; i < count_; ++i) {
+        out.field(0x3a, row_error_size(i));
+        if (i) out.field(0x08, i);
+        out.field(0x12, a_.error.size());
+        out.raw(a_.error.data(), a_.error.size());
+      }
+    }
     if (!a_.durable) return;
     out.field(0x42, durable_);
     for (size_t i = 0; i < count_; ++i) out.varint(static_cast<uint64_t>(a_.durable[rows_[i]]));
@@ -309,6 +326,8 @@ class Encoder {
 
  private:
   static size_t part(size_t size) { return 1 + varint_size(size) + size; }
+  // RowError.
+  size_t row_error_size(size_t row) const { return (row ? 1 + varint_size(row) : 0) + part(a_.error.size()); }
 
   void tensor(Writer* out, char key) const {
     out->field(key, tensor_);

@@ -20,9 +20,10 @@ from cellar_proto.v1.tensor_pb2 import Tensor
 class Caller:
     """One stream, written and read by hand."""
 
-    def __init__(self, channel: grpc.Channel) -> None:
+    def __init__(self, channel: grpc.Channel, token: str = "") -> None:
         self._outbox: queue.SimpleQueue[StreamRequest | None] = queue.SimpleQueue()
-        self.call = InferenceStub(channel).Stream(iter(self._outbox.get, None), timeout=30)
+        metadata = (("authorization", f"Bearer {token}"),) if token else ()
+        self.call = InferenceStub(channel).Stream(iter(self._outbox.get, None), timeout=30, metadata=metadata)
 
     def send(self, **kind: object) -> None:
         self._outbox.put(StreamRequest(**kind))  # type: ignore[arg-type]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 
 import cellar_client
+import grpc
 import numpy as np
 import pytest
 from cellar_client.cli import main
@@ -15,6 +18,7 @@ from cellar_server.config import Config
 from cellar_server.sessions.messages import Call
 
 from tests.contract.conftest import Running
+from tests.contract.test_stream import Caller, sums
 from tests.fakes.zoo import write_counter
 
 ONE = np.ones(2, np.float32)
@@ -132,3 +136,45 @@ class Nobody:
 def hold(release: threading.Event) -> Call:
     """A call that keeps the engine's thread busy until it is released."""
     return Call(Nobody(), lambda sessions: release.wait(10))
+
+
+def test_a_stream_goes_on_with_a_model_that_was_unloaded_and_loaded_again(
+    client: cellar_client.Client, zoo: Path, server: Running
+) -> None:
+    write_counter(zoo, "other")
+    client.load("other")
+    with grpc.insecure_channel(server.address) as channel:
+        caller = Caller(channel)
+        for turn in range(3):
+            # the stream's first model is the one that goes: its rows come in that one's lane
+            (handle,) = caller.open(model="other", count=1)
+            (mate,) = caller.open(model="counter", count=1)
+            for position in range(3):
+                assert sums(caller.ask([handle], [position], [1.0])) == [position + 1]
+                assert sums(caller.ask([mate], [position], [2.0])) == [2 * position + 2]
+            assert client.unload("other", force_reason=f"turn {turn}") == 1
+            # what is for the other model goes on, also while the lane has no engine
+            assert sums(caller.ask([mate], [3], [2.0])) == [8]
+            assert client.load("other") == [1]
+            assert sums(caller.ask([mate], [4], [2.0])) == [10]
+        caller.end()
+
+
+def test_a_model_that_was_unloaded_is_let_go_of(client: cellar_client.Client, zoo: Path, server: Running) -> None:
+    write_counter(zoo, "other")
+    engines = []
+    with grpc.insecure_channel(server.address) as channel:
+        caller = Caller(channel)
+        for _ in range(3):
+            client.load("other")
+            engines.append(weakref.ref(server.server.registry.engines["other", 1]))
+            (handle,) = caller.open(model="other", count=1)
+            assert sums(caller.ask([handle], [0], [1.0])) == [1]
+            client.unload("other", force_reason="once more")
+        caller.end()
+        assert list(caller.call) == []
+    until = time.monotonic() + 10
+    while any(each() is not None for each in engines) and time.monotonic() < until:
+        gc.collect()
+        time.sleep(0.05)
+    assert [each() for each in engines] == [None] * 3

@@ -13,6 +13,7 @@ import pytest
 from cellar_server import config_text
 from cellar_server.cli import main
 from cellar_server.config import Config, from_args, read
+from cellar_server.limits import Limits
 from cellar_server.rights import Rights, rights_of
 from cellar_server.runtime.base import StartupError
 from cellar_server.tables import option, parse
@@ -200,6 +201,7 @@ def test_a_configuration_is_checked_and_shown(tmp_path: Path, capsys: pytest.Cap
     text = (
         f'models = "{tmp_path}"\ntokens = "{tmp_path}/tokens"\nstore = "redis://:hunter2@127.0.0.1:1"\n'
         '[rights."ali*"]\ncall = ["a", "b*"]\nsee_all = true\n'
+        '[caller_limits."*"]\nmax_sessions = 5\n[model_limits.describe]\nmax_steps_per_s = 7\n'
     )
     path = in_file(tmp_path, text)
     assert main(["--config", path, "--max-sessions", "7", "--check-config"]) == 0
@@ -212,6 +214,8 @@ def test_a_configuration_is_checked_and_shown(tmp_path: Path, capsys: pytest.Cap
     # what is shown is a file: the same configuration, but for what is hidden
     again = from_args(["--config", in_file(tmp_path, out)], {})
     assert again.rights == {"ali*": Rights(("a", "b*"), (), True)}
+    assert again.caller_limits == {"*": Limits(max_sessions=5)}
+    assert again.model_limits == {"describe": Limits(max_steps_per_s=7)}
     assert set(tomllib.loads(out)) == {each.name for each in dataclasses.fields(Config)}
     # the files that it names are read
     (tmp_path / "tokens").write_text("nonsense")

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from cellar_proto.v1.inference_pb2 import Frame
 from cellar_proto.v1.models_pb2 import Counters
 from cellar_proto.v1.reason_pb2 import Reason
 
@@ -32,10 +33,12 @@ from cellar_server.sessions.messages import (
     Reply,
     Request,
     Rows,
+    RowsBack,
+    RowsRefused,
     RowsWait,
     StepRequest,
 )
-from cellar_server.sessions.rows import refusals
+from cellar_server.sessions.rows import refused
 from cellar_server.sessions.runs import Outcome, Run
 from cellar_server.sessions.sessions import Sessions
 from cellar_server.store.base import Store
@@ -76,16 +79,20 @@ class Engine:
         self.version: int = model.manifest.version
         self.number = directory.add_engine(self)
         self._clock = clock
-        self._sessions = Sessions(
-            model,
-            config,
-            directory,
-            self.number,
-            clock=clock,
-            cost=cost or Cost.measure(model.runtime),
-            first_ticket=secrets.randbits(32),
-            store=store,
-        )
+        try:
+            self._sessions = Sessions(
+                model,
+                config,
+                directory,
+                self.number,
+                clock=clock,
+                cost=cost or Cost.measure(model.runtime),
+                first_ticket=secrets.randbits(32),
+                store=store,
+            )
+        except Exception:
+            directory.remove_engine(self.number)  # its memory cannot be had
+            raise
         self.num_restored = self._sessions.custody.restore()
         self._inbox: queue.SimpleQueue[Request | Ran | None] = queue.SimpleQueue()
         self._deliver: Callable[[list[Reply]], None] = lambda replies: None
@@ -97,12 +104,20 @@ class Engine:
         self._stall_s = config.stall_s
         self._busy_since: float | None = None  # None: it waits for requests
         self._dead: CellarError | None = None
+        # of requests that came and that left the inbox: each is counted by one thread
+        self._max_inbox_bytes = config.max_queue_bytes + config.max_message_bytes
+        self._posted_bytes = self._taken_bytes = 0
 
     @property
     def is_healthy(self) -> bool:
         """False once the thread died of a fault, and while one run or write takes longer than it ever should."""
         since = self._busy_since
         return self._dead is None and (since is None or self._clock() - since < self._stall_s)
+
+    @property
+    def is_over(self) -> bool:
+        """Its thread was started and has ended."""
+        return self._thread.ident is not None and not self._thread.is_alive()
 
     @property
     def num_sessions(self) -> int:
@@ -113,6 +128,23 @@ class Engine:
     def queue_rows(self) -> int:
         """Rows that wait or run."""
         return self._sessions.core.work.num_used
+
+    @property
+    def load(self) -> float:
+        """How close to refusing new sessions this model is: 1 and more where it does."""
+        return self._sessions.core.load
+
+    def refusal(self, frame: Frame, caller: int) -> CellarError | None:
+        """Why a frame is not worth to be handed over: all its chunks' time would be over before their turn."""
+        timeouts = frame.timeouts_ms
+        if not timeouts or not min(timeouts):
+            return None
+        try:
+            self._sessions.core.check_time(max(timeouts) / 1000, caller)
+        except CellarError as error:
+            self.count_refused(error, len(frame.handles))
+            return error
+        return None
 
     @property
     def num_generations(self) -> int:
@@ -154,6 +186,10 @@ class Engine:
         """Sessions, and ends of sessions, that are not in the store as they stand."""
         return self._sessions.durability.num_unstored
 
+    def count_refused(self, error: CellarError, count: int) -> None:
+        """So many rows were refused before they were posted."""
+        self._sessions.core.counts.refuse(error.reason, count)
+
     def start(self, deliver: Callable[[list[Reply]], None]) -> None:
         """Starts the thread."""
         self._deliver = deliver
@@ -161,10 +197,18 @@ class Engine:
 
     def post(self, request: Request) -> None:
         """Hands a request over; never blocks. After the thread's end it is answered with an error at once."""
-        if isinstance(request, FrameRequest) and len(request.frame.handles) >= LARGE:
-            self._sessions.read_large(request)
+        num_bytes = _num_bytes(request)
+        if num_bytes and self._posted_bytes - self._taken_bytes + num_bytes > self._max_inbox_bytes:
+            self._refuse(request, self._sessions.core.overloaded())
+            return
+        self._posted_bytes += num_bytes
+        if isinstance(request, FrameRequest):
+            if request.frame.timeouts_ms:
+                request.arrived_s = self._clock()
+            if len(request.frame.handles) >= LARGE:
+                self._sessions.read_large(request)
         self._inbox.put(request)
-        if not self._thread.is_alive() and self._thread.ident is not None:
+        if self.is_over:
             self._refuse_inbox()
 
     def stop(self, drain_s: float) -> None:
@@ -301,6 +345,7 @@ class Engine:
                     if item is None:
                         continue
                     if not requests and isinstance(item, FrameRequest) and item.columns is not None:
+                        self._taken_bytes += _num_bytes(item)
                         return [item]
                     requests.append(item)
             elif not self._sessions.has_ready:
@@ -321,6 +366,7 @@ class Engine:
                     requests.append(request)  # type: ignore[arg-type]
         except queue.Empty:
             pass
+        self._taken_bytes += sum(map(_num_bytes, requests))
         return requests
 
     def _send(self, replies: list[Reply]) -> None:
@@ -348,26 +394,50 @@ class Engine:
     def _refuse_inbox(self) -> None:
         """Answers what came after the thread's end."""
         error = self._dead or CellarError(Reason.SHUTTING_DOWN, "the server is stopping", retry_after_ms=1000)
-        replies: list[Reply] = []
         try:
             while True:
-                match self._inbox.get_nowait():
-                    case FrameRequest(to=to, frame_id=frame_id):
-                        replies.append(FrameReply(to, frame_id, error))
-                    case RowsWait(take=take):
-                        replies += [reply for rows in take() for reply in refusals(rows, error)]
-                    case Rows() as rows:
-                        replies += refusals(rows, error)
-                    case StepRequest(to=to):
-                        replies.append(FrameReply(to, 0, error))
-                    case PredictRequest(to=to):
-                        replies.append(PredictReply(to, [], None, error=error))
-                    case GenerateRequest(to=to, position=position, options=options):
-                        replies.append(GenerateReply(to, [], [], b"", position, options.seed, error=error))
-                    case Call(to=to):
-                        replies.append(CallReply(to, error=error))
+                self._refuse(self._inbox.get_nowait(), error)
         except queue.Empty:
             pass
-        if replies:
-            self._sessions.core.counts.refuse(error.reason, len(replies))
+
+    def _refuse(self, request: Request | Ran | None, error: CellarError) -> None:
+        replies = _refused(request, error)
+        for reply in replies:
+            if not isinstance(reply, RowsBack):
+                self.count_refused(error, len(reply.call) if isinstance(reply, RowsRefused) else 1)
         self._send(replies)
+
+
+def _num_bytes(request: Request) -> int:
+    """What a request holds while it waits to be taken in; 0 for what is small."""
+    match request:
+        case FrameRequest(frame=frame):
+            return frame.ByteSize()
+        case Rows(data=data):
+            return data.nbytes
+        case StepRequest(data=data) | PredictRequest(data=data):
+            return len(data)
+        case GenerateRequest(text=text, condition=condition):
+            return len(text) + len(condition)
+    return 0
+
+
+def _refused(request: Request | Ran | None, error: CellarError) -> list[Reply]:
+    """The reply to a request that is not taken in, where it has one."""
+    match request:
+        case FrameRequest(to=to, frame_id=frame_id):
+            return [FrameReply(to, frame_id, error)]
+        case RowsWait(take=take):
+            # their streams know whether they are for a version of the model that was loaded meanwhile
+            return [RowsBack(rows.to, rows) for rows in take()]
+        case Rows() as rows:
+            return [refused(rows, error)]
+        case StepRequest(to=to):
+            return [FrameReply(to, 0, error)]
+        case PredictRequest(to=to):
+            return [PredictReply(to, [], None, error=error)]
+        case GenerateRequest(to=to, position=position, options=options):
+            return [GenerateReply(to, [], [], b"", position, options.seed, error=error)]
+        case Call(to=to):
+            return [CallReply(to, error=error)]
+    return []

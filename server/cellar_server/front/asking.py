@@ -29,6 +29,8 @@ from cellar_server.sessions.timing import Timing
 TIMING: ContextVar[Timing | None] = ContextVar("timing", default=None)
 # Emissions that a generation may be ahead of its reader.
 CREDITS = 32
+# Number of the caller whose call is being answered, who takes turns with others.
+CALLER: ContextVar[int] = ContextVar("caller", default=0)
 
 
 class Pending:
@@ -79,7 +81,7 @@ async def predict(engine: Engine, request: Callable[[Any], PredictRequest]) -> P
     """The reply to whole sequences; CellarError where the call failed as a whole. A caller that goes drops it."""
     pending = Pending()
     made = request(pending)
-    made.timing = TIMING.get()
+    made.caller, made.timing = CALLER.get(), TIMING.get()
     engine.post(made)
     try:
         return await pending.future
@@ -92,7 +94,7 @@ async def step(engine: Engine, request: Callable[[Any], StepRequest]) -> AnswerR
     """The answer to one chunk, or the CellarError of its row."""
     pending = Pending()
     made = request(pending)
-    made.timing = TIMING.get()
+    made.caller, made.timing = CALLER.get(), TIMING.get()
     engine.post(made)
     return await pending.future
 
@@ -110,8 +112,9 @@ async def generate(
     """The replies of one generation, the last with `finish`; CellarError. Closing it drops what is left; the engine is
     never more than CREDITS emissions ahead."""
     emissions, is_over = _Emissions(), False
-    timing = TIMING.get()
-    engine.post(GenerateRequest(emissions, text, condition, options, session_id, position, deadline_s, CREDITS, timing))
+    made = GenerateRequest(emissions, text, condition, options, session_id, position, deadline_s, CREDITS)
+    made.caller, made.timing = CALLER.get(), TIMING.get()
+    engine.post(made)
     try:
         while not is_over:
             reply = await emissions.queue.get()

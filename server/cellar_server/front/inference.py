@@ -26,9 +26,11 @@ from cellar_proto.v1.tensor_pb2 import Tensor
 
 from cellar_server.engine import Engine
 from cellar_server.errors import CellarError
-from cellar_server.front.asking import earlier, generate, predict, step
+from cellar_server.front.asking import CALLER, earlier, generate, predict, step
 from cellar_server.front.callers import Caller
 from cellar_server.front.messages import row_errors, tensor
+from cellar_server.front.rations import number_of
+from cellar_server.front.reading import check
 from cellar_server.front.registry import Registry
 from cellar_server.front.status import abort
 from cellar_server.front.streams import StreamSession
@@ -54,7 +56,8 @@ class Inference(inference_pb2_grpc.InferenceServicer):
 
     async def Predict(self, request: PredictRequest, context: grpc.aio.ServicerContext) -> PredictResponse:
         try:
-            self.registry.callers.of(context).must_call(request.model)
+            caller = self._enter(context)
+            caller.must_call(request.model)
             engine = self.registry.find(request.model, request.version)
             lengths = list(request.lengths)
             shape = list(request.inputs.shape)
@@ -70,19 +73,20 @@ class Inference(inference_pb2_grpc.InferenceServicer):
                 else mode not in (Mode.ONE_TO_ONE, Mode.MANY_TO_ONE)
             )
             deadline_s = _deadline(context, request.timeout_ms)
-            reply = await predict(
-                engine,
-                lambda to: messages.PredictRequest(
-                    to,
-                    lengths,
-                    request.inputs.dtype,
-                    shape,
-                    request.inputs.data,
-                    everything,
-                    deadline_s,
-                    request.is_bulk,
-                ),
-            )
+            with self.registry.rations.taken(caller.scope, engine.name, len(lengths), sum(lengths), request.ByteSize()):
+                reply = await predict(
+                    engine,
+                    lambda to: messages.PredictRequest(
+                        to,
+                        lengths,
+                        request.inputs.dtype,
+                        shape,
+                        request.inputs.data,
+                        everything,
+                        deadline_s,
+                        request.is_bulk,
+                    ),
+                )
         except CellarError as error:
             await abort(context, error)
         return PredictResponse(
@@ -94,28 +98,29 @@ class Inference(inference_pb2_grpc.InferenceServicer):
 
     async def Step(self, request: StepRequest, context: grpc.aio.ServicerContext) -> StepResponse:
         try:
-            caller = self.registry.callers.of(context)
+            caller = self._enter(context)
             id = caller.id_of(request.session_id)
             engine = await self.registry.holding.engine_of(id)
             caller.must_call(engine.name)
             inputs = request.inputs
             length = request.length or _length(engine, inputs)
             deadline_s = _deadline(context, request.timeout_ms)
-            reply = await step(
-                engine,
-                lambda to: messages.StepRequest(
-                    to,
-                    id,
-                    inputs.dtype,
-                    list(inputs.shape),
-                    inputs.data,
-                    length,
-                    position=request.position if request.HasField("position") else None,
-                    ends=request.ends,
-                    deadline_s=deadline_s,
-                    is_bulk=request.priority == Priority.BULK,
-                ),
-            )
+            with self.registry.rations.taken(caller.scope, engine.name, 1, length, request.ByteSize()):
+                reply = await step(
+                    engine,
+                    lambda to: messages.StepRequest(
+                        to,
+                        id,
+                        inputs.dtype,
+                        list(inputs.shape),
+                        inputs.data,
+                        length,
+                        position=request.position if request.HasField("position") else None,
+                        ends=request.ends,
+                        deadline_s=deadline_s,
+                        is_bulk=request.priority == Priority.BULK,
+                    ),
+                )
         except CellarError as error:
             await abort(context, error)
         return StepResponse(
@@ -128,35 +133,47 @@ class Inference(inference_pb2_grpc.InferenceServicer):
         self, request: GenerateRequest, context: grpc.aio.ServicerContext
     ) -> AsyncIterator[GenerateResponse]:
         try:
-            caller = self.registry.callers.of(context)
+            check(request)
+            caller = self._enter(context)
             session_id = request.session_id and caller.id_of(request.session_id)
             engine = await self._generator(request, session_id, caller)
             caller.must_call(engine.name)
             if not engine.manifest.HasField("generation"):
                 raise CellarError(Reason.UNSUPPORTED, f"model {request.model!r} does not generate")
             options = Options.from_proto(request.sampling, engine.manifest.generation, lambda: secrets.randbits(64))
-            replies = generate(
-                engine,
-                request.text,
-                request.condition.data,
-                options,
-                session_id=session_id,
-                position=request.position,
-                deadline_s=_deadline(context, request.timeout_ms),
-            )
-            async with aclosing(replies):
-                async for reply in replies:
-                    yield GenerateResponse(
-                        ids=reply.ids,
-                        log_probabilities=reply.log_probabilities,
-                        text=reply.text,
-                        position=reply.position,
-                        finish=reply.finish,
-                        seed=reply.seed,
-                        version=engine.version,
-                    )
+            with self.registry.rations.taken(caller.scope, engine.name, 1, 1, request.ByteSize()) as ration:
+                if ration is not None:
+                    options = ration.options(request.sampling.max_steps, options)
+                replies = generate(
+                    engine,
+                    request.text,
+                    request.condition.data,
+                    options,
+                    session_id=session_id,
+                    position=request.position,
+                    deadline_s=_deadline(context, request.timeout_ms),
+                )
+                async with aclosing(replies):
+                    async for reply in replies:
+                        if ration is not None:
+                            ration.emit(len(reply.ids))
+                        yield GenerateResponse(
+                            ids=reply.ids,
+                            log_probabilities=reply.log_probabilities,
+                            text=reply.text,
+                            position=reply.position,
+                            finish=reply.finish,
+                            seed=reply.seed,
+                            version=engine.version,
+                        )
         except CellarError as error:
             await abort(context, error)
+
+    def _enter(self, context: grpc.aio.ServicerContext) -> Caller:
+        """Whose call this is, and who takes its turns from here on."""
+        caller = self.registry.callers.of(context)
+        CALLER.set(number_of(caller.scope, context))
+        return caller
 
     async def _generator(self, request: GenerateRequest, session_id: str, caller: Caller) -> Engine:
         """The engine of a generation: that of its session, or of the model for a new one."""
@@ -178,7 +195,10 @@ class Inference(inference_pb2_grpc.InferenceServicer):
         except CellarError as error:
             await abort(context, error)
         with self.registry.streams.hold(stream):
-            await stream.run()
+            try:
+                await stream.run()
+            except CellarError as error:
+                await abort(context, error)
 
 
 def _length(engine: Engine, inputs: Tensor) -> int:

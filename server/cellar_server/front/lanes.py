@@ -16,9 +16,10 @@ from cellar_server.engine import Engine
 from cellar_server.errors import CellarError
 from cellar_server.front.callers import Caller
 from cellar_server.front.messages import answer_message, tensor
+from cellar_server.front.rations import number_of
 from cellar_server.front.registry import Registry
 from cellar_server.front.status import CODES, count_failure, error_metadata
-from cellar_server.sessions.messages import AnswerReply, FrameReply, Rows, RowsReply, RowsWait
+from cellar_server.sessions.messages import AnswerReply, FrameReply, Rows, RowsRefused, RowsReply, RowsWait
 from cellar_server.sessions.rows import chosen
 from cellar_server.transport.native import STEPS, NativeServer
 
@@ -37,9 +38,10 @@ class Lanes:
         self._server = server
         self._transport = server.transport
         self._loop = loop
-        self._streams: dict[
-            int, Callable[[Frame], None]
-        ] = {}  # what takes a frame of a stream that is no row, by number
+        self._callers: dict[int, int] = {}  # who takes turns for a stream, where it is a caller with a name
+        # what takes a frame of a stream that is no row, by number
+        self._streams: dict[int, Callable[[Frame], None]] = {}
+        self._engines: dict[int, Engine] = {}  # by their lanes
         if not registry.callers.are_certified:  # else who calls is no header, and each step is a call of its own
             server.add_lane(STEPS, self._take_steps, method=STEP_METHOD)
         if registry.callers.is_on:
@@ -47,27 +49,48 @@ class Lanes:
 
     # -- in ------------------------------------------------------------------------------------------------------
 
-    def open(self, engine: Engine, number: int, post: Callable[[Frame], None]) -> int:
+    def open(self, engine: Engine, number: int, post: Callable[[Frame], None], caller: int = 0) -> int:
         """The lane for a stream that opened sessions of an engine. post: takes those of its frames that must go the
         way of all others."""
         self._streams[number] = post
+        if caller not in (0, number):
+            self._callers[number] = caller
         lane = engine.number + 1
-        wait = RowsWait(lambda: self._take(engine, lane))
+        wait = RowsWait(lambda: self._take(lane))
         self._server.add_lane(lane, lambda: engine.post(wait))
+        self._engines[lane] = engine
         return lane
 
     def close(self, number: int) -> None:
         """A stream is gone."""
         self._streams.pop(number, None)
+        self._callers.pop(number, None)
 
-    def _take(self, engine: Engine, lane: int) -> list[Rows]:
-        """What waits for an engine; on the engine's thread."""
-        return [
-            self._rows(rest, _frame(rest), numbers, data)
-            for rest, _, numbers, data, _, _ in self._transport.take_rows(lane)
+    def forget(self) -> None:
+        """Lets go of the engines that were unloaded: rows that still come in their lanes go the way of frames."""
+        for lane in [lane for lane, engine in self._engines.items() if engine.is_over]:
+            del self._engines[lane]
+            self._server.add_lane(lane, lambda lane=lane: self._take_over(lane))
+
+    def _take_over(self, lane: int) -> None:
+        for rows in self._take(lane):
+            self.take_back(rows)
+
+    def _take(self, lane: int) -> list[Rows]:
+        """What waits in a lane; on its engine's thread."""
+        taken = [
+            self._rows(rest, _frame(rest), numbers, data, deadline)
+            for rest, _, numbers, data, _, deadline in self._transport.take_rows(lane)
         ]
+        if self._callers:
+            callers = self._callers
+            for rows in taken:
+                rows.caller = np.array([callers.get(number, number) for number in rows.stream.tolist()])
+        return taken
 
-    def _rows(self, rest: bytes, frame: Frame, numbers: np.ndarray, data: np.ndarray) -> Rows:
+    def _rows(
+        self, rest: bytes, frame: Frame, numbers: np.ndarray, data: np.ndarray, deadline: np.ndarray | None
+    ) -> Rows:
         call, stream, frame_id, handle, position, length, first_axis, size = numbers
         return Rows(
             self,
@@ -82,6 +105,7 @@ class Lanes:
             first_axis,
             size,
             data,
+            deadline=deadline,
         )
 
     def take_back(self, rows: Rows) -> None:
@@ -95,6 +119,8 @@ class Lanes:
             frame.positions.append(int(one.position[0]))
             if one.length[0] >= 0:
                 frame.lengths.append(int(one.length[0]))
+            if one.deadline is not None and np.isfinite(one.deadline[0]):
+                frame.timeouts_ms.append(max(1, int(1000 * (one.deadline[0] - time.monotonic()))))
             _fill(frame.inputs, one)
             self._loop.call_soon_threadsafe(self._hand_over_one, int(one.stream[0]), int(one.call[0]), frame)
 
@@ -108,12 +134,13 @@ class Lanes:
 
     def _take_steps(self) -> None:
         """Unary steps to the engines that hold their sessions; on the transport's thread."""
-        for rest, caller, numbers, data, ids, left_s in self._transport.take_rows(STEPS):
-            rows = self._rows(b"step" + rest, _step(rest), numbers, data)
-            rows.deadline = np.where(left_s < 0, np.inf, time.monotonic() + left_s)
+        for rest, caller, numbers, data, ids, deadline in self._transport.take_rows(STEPS):
+            rows = self._rows(b"step" + rest, _step(rest), numbers, data, deadline)
             engines: dict[Engine | None, list[int]] = {}
             rows.ids = []
             who = self._caller(caller)
+            if who is not None and who.scope:
+                rows.caller = np.full(len(ids), number_of(who.scope))
             for i, raw in enumerate(ids):
                 id = raw.decode("utf-8", "replace")
                 rows.ids.append(id if who is None else who.id_of(id))
@@ -133,12 +160,14 @@ class Lanes:
             return None
 
     def _engine_of(self, id: str, who: Caller) -> Engine | None:
-        """The engine that holds a session; None where it is not here, or is none for this caller."""
+        """The engine that holds a session; None where it is not here, or is none for this caller, and where limits have
+        to be looked at first."""
         try:
             engine: Engine = self.registry.directory.engine_of(id)
         except CellarError:
             return None
-        return engine if who.rights.may_call(engine.name) else None
+        is_open = who.rights.may_call(engine.name) and not self.registry.rations.limits(who.scope, engine.name)
+        return engine if is_open else None
 
     def _serve(self, rows: Rows, step: StepRequest, caller: bytes, ids: list[bytes]) -> None:
         """Steps of callers or sessions that are not known here: the method's own handler deals with each."""
@@ -153,8 +182,8 @@ class Lanes:
             # the id as it came: it may not be UTF-8, which the handler's parser says
             message = request.SerializeToString() + b"\x0a" + _varint(len(id)) + id
             left_s = -1.0
-            if np.isfinite(one.deadline[0]):  # type: ignore[index]
-                left_s = max(0.0, float(one.deadline[0]) - time.monotonic())  # type: ignore[index]
+            if one.deadline is not None and np.isfinite(one.deadline[0]):
+                left_s = max(0.0, float(one.deadline[0]) - time.monotonic())
             metadata = [("authorization", caller)] if caller else []
             self._server.serve_later(STEP_METHOD, int(one.call[0]), left_s, metadata, message)
 
@@ -175,6 +204,26 @@ class Lanes:
             np.ascontiguousarray(reply.outputs),
             reply.outputs.shape[1:],
             np.array(reply.durable, np.int64) if len(reply.durable) else None,
+        )
+
+    def refuse(self, reply: RowsRefused) -> None:
+        """One error to many calls, at once; from any thread."""
+        error = reply.error
+        if reply.are_steps:
+            count_failure(error, len(reply.call))
+        message = error.to_proto().SerializeToString()
+        self._transport.refuse(
+            reply.call,
+            reply.frame_ids,
+            reply.handles,
+            reply.starts,
+            reply.positions,
+            reply.shape,
+            np.asarray(reply.durable, np.int64) if len(reply.durable) else None,
+            message,
+            CODES[error.reason].value[0],
+            error.message,
+            list(error_metadata(error)),
         )
 
     def _send_errors(self, reply: RowsReply) -> None:
@@ -238,7 +287,6 @@ def _step(rest: bytes) -> Frame:
     step = StepRequest.FromString(rest)
     return Frame(
         inputs=step.inputs,
-        timeouts_ms=[step.timeout_ms] if step.timeout_ms else None,
         priorities=[step.priority] if step.priority else None,
         ends=[True] if step.ends else None,
     )

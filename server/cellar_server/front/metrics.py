@@ -121,7 +121,11 @@ MODEL_METERS = (
           lambda e: e.counts().store_failures),
 )  # fmt: skip
 SERVER_METERS = (
-    Meter("cellar_ready", "gauge", "1: the server serves and every engine is healthy"),
+    Meter(
+        "cellar_ready",
+        "gauge",
+        "1: it serves, every engine is healthy and no model is saturated",
+    ),
     Meter("cellar_streams_open", "gauge", "Streams of frames that are open"),
     Meter("cellar_streams_opened_total", "counter", "Streams of frames that were opened"),
     Meter("cellar_failed_calls_total", "reasons", "Calls that ended with an error, of this process"),

@@ -13,7 +13,10 @@ from cellar_server.errors import CellarError
 from cellar_server.front.callers import Callers
 from cellar_server.front.holding import Holding
 from cellar_server.front.open_streams import OpenStreams
+from cellar_server.front.rations import Rations
+from cellar_server.limits import LimitTable
 from cellar_server.sessions.directory import Directory
+from cellar_server.sessions.quota import Quota
 
 if TYPE_CHECKING:
     from cellar_server.front.traces import Traces
@@ -24,7 +27,9 @@ class Registry:
 
     def __init__(self, config: Config) -> None:
         self.config = config
-        self.directory = Directory()
+        table = LimitTable(config.caller_limits, config.model_limits)
+        self.rations = Rations(table)
+        self.directory = Directory(Quota(table) if table.limits_sessions else None)
         self.engines: dict[tuple[str, int], Engine] = {}
         self.broken: dict[tuple[str, int], CellarError] = {}
         self.leaving: set[tuple[str, int]] = set()  # versions that take no new sessions: they are being unloaded

@@ -26,6 +26,7 @@ from cellar_server.engine import Engine
 from cellar_server.errors import CellarError
 from cellar_server.front.asking import ask
 from cellar_server.front.callers import Caller
+from cellar_server.front.rations import number_of
 from cellar_server.front.registry import Registry
 from cellar_server.front.status import abort
 from cellar_server.sessions.directory import SCOPE_END, check_id, mint
@@ -51,6 +52,7 @@ class SessionsFront(sessions_pb2_grpc.SessionsServicer):
             def open_one(sessions: Any) -> SessionInfo:
                 opened = sessions.open(
                     [id],
+                    caller=number_of(caller.scope, context),
                     max_idle_s=options.max_idle_s,
                     max_age_s=options.max_age_s,
                     grace_s=options.disconnect_grace_s if options.HasField("disconnect_grace_s") else None,

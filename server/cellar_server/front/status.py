@@ -66,10 +66,10 @@ CODES: dict[int, grpc.StatusCode] = {
 }
 
 
-def count_failure(error: CellarError) -> None:
-    """A call ends with an error; any thread may say so."""
+def count_failure(error: CellarError, count: int = 1) -> None:
+    """So many calls end with an error; any thread may say so."""
     with _counting:
-        FAILED_CALLS[error.reason] = FAILED_CALLS.get(error.reason, 0) + 1
+        FAILED_CALLS[error.reason] = FAILED_CALLS.get(error.reason, 0) + count
 
 
 def error_metadata(error: CellarError) -> tuple[tuple[str, bytes]]:

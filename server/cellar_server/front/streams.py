@@ -25,6 +25,8 @@ from cellar_server.engine import Engine
 from cellar_server.errors import CellarError
 from cellar_server.front.asking import ask
 from cellar_server.front.messages import answer_message, row_errors
+from cellar_server.front.rations import Charged, Ration, number_of
+from cellar_server.front.reading import check
 from cellar_server.front.registry import Registry
 from cellar_server.front.status import abort, unforeseen
 from cellar_server.sessions.directory import mint, scoped, shown
@@ -48,12 +50,15 @@ class StreamSession:
     def __init__(self, context: grpc.aio.ServicerContext, registry: Registry, lanes: Lanes | None = None) -> None:
         self.context = context
         self._lanes = lanes  # of a native transport
-        self._has_lane = False
+        self._lane: Engine | None = None  # whose rows come without this object
         self.registry = registry
         self.number = next(_numbers) % 0xFFFFFFFE + 1
         self.caller = registry.callers.of(context)
         self.scope = self.caller.scope
+        # who takes turns with others: the caller, where it has a name
+        self.turn = number_of(self.scope, context) if self.scope else self.number
         self._engines: dict[int, Engine] = {}  # whose handles were issued here, by their number
+        self._rations: dict[int, Ration] = {}  # of those engines that are limited for this caller
         # rows left of each unanswered frame, by its id; and how many messages those were, where callers repeat ids
         self._frames: dict[int, tuple[int, int]] = {}
         self._outbox: deque[StreamResponse] = deque()
@@ -64,26 +69,36 @@ class StreamSession:
         self._trace = registry.traces.stream(context) if registry.traces is not None else None
 
     async def run(self) -> None:
-        """The whole life of the stream."""
+        """The whole life of the stream; INVALID_REQUEST after a message that cannot be read."""
         writer = asyncio.ensure_future(self._write())
         is_cancelled = True
         self.registry.streams_open += 1
         self.registry.streams_opened += 1
         try:
-            await self._read()
+            torn = await self._read_all()
             self._is_half_closed = True
             _wake(self._writer_waits)
             await writer
             is_cancelled = False
+            if torn is not None:  # what came before it is answered first
+                raise torn
         finally:
             self.registry.streams_open -= 1
             writer.cancel()
-            if self._has_lane:
+            if self._lane is not None:
                 self._lanes.close(self.number)
             if self._trace is not None:
                 self._trace.close()
             for engine in self._engines.values():
                 engine.post(StreamClosed(self.number, is_cancelled))
+
+    async def _read_all(self) -> CellarError | None:
+        """Reads to the end, or to a message that cannot be read."""
+        try:
+            await self._read()
+        except CellarError as error:
+            return error
+        return None
 
     def end(self, error: CellarError) -> None:
         """See OpenStream."""
@@ -107,6 +122,7 @@ class StreamSession:
             request: StreamRequest = await self.context.read()
             if request is grpc.aio.EOF:
                 return
+            check(request)
             if self._end is not None:
                 continue  # the caller sends it again elsewhere
             kind = request.WhichOneof("kind")
@@ -133,11 +149,26 @@ class StreamSession:
                 self._send_errors(frame, CellarError(Reason.STALE_HANDLE, "no session was opened on this stream"))
                 self._settle_messages()
                 return
+        error = engine.refusal(frame, self.turn)
+        if error is not None:
+            self._fail(frame_id, error)
+            self._settle_messages()
+            return
+        to: Any = self
+        ration = self._rations.get(engine.number)
+        if ration is not None:
+            error = ration.take(rows, sum(frame.lengths) if len(frame.lengths) == rows else rows, frame.ByteSize())
+            if error is not None:
+                engine.count_refused(error, rows)
+                self._fail(frame_id, error)
+                self._settle_messages()
+                return
+            to = Charged(self, ration, rows)
         # a frame's rows are answered by several messages; its place is free when the last one is
         left, messages = self._frames.get(frame_id, (0, 0))
         self._frames[frame_id] = left + max(rows, 1), messages + 1
         timing = self._trace.begin(frame_id, engine.name, rows) if self._trace is not None else None
-        engine.post(FrameRequest(self, self.number, frame, frame_id, timing=timing))
+        engine.post(FrameRequest(to, self.number, frame, frame_id, self.turn, timing=timing))
 
     def _send_errors(self, frame: Frame, error: CellarError) -> None:
         """Refuses every row of a frame that no engine saw."""
@@ -178,6 +209,7 @@ class StreamSession:
                         count=0 if errors else message.count,
                         resume=message.resume,
                         stream=self.number,
+                        caller=self.turn,
                         max_idle_s=options.max_idle_s,
                         max_age_s=options.max_age_s,
                         grace_s=options.disconnect_grace_s if options.HasField("disconnect_grace_s") else None,
@@ -195,6 +227,9 @@ class StreamSession:
                 self._fail(message.frame_id, error)
             return
         self._engines[engine.number] = engine
+        ration = registry.rations.of(self.scope, engine.name)
+        if ration is not None:
+            self._rations[engine.number] = ration
         self._open_lane(engine)
         good: list[Opened | None] = [each if isinstance(each, Opened) else None for each in opened]
         ids = list(message.ids) or [shown(each.id) if each else "" for each in good]
@@ -210,14 +245,16 @@ class StreamSession:
 
     def _open_lane(self, engine: Engine) -> None:
         """From now on frames of one row may go to the engine without this object."""
-        if self._lanes is not None and not self._has_lane:
-            self._has_lane = True
-            lane = self._lanes.open(engine, self.number, self._post)
+        if self._lanes is None or self._rations:  # a lane knows no limits
+            return
+        if self._lane is None or (self._lane.is_over and self._lane is not engine):
+            self._lane = engine
+            lane = self._lanes.open(engine, self.number, self._post, self.turn)
             self.context.open_lane(lane, self.number, self.registry.config.max_frames_in_flight)  # type: ignore[attr-defined]
 
     def _settle_messages(self, count: int = 1) -> None:
         """So many messages are answered or dealt with: rows that go by themselves wait for that."""
-        if self._has_lane:
+        if self._lane is not None:
             self.context.settle(count)  # type: ignore[attr-defined]
 
     def _tell_ends(self, message: OpenSessions, error: CellarError) -> bool:

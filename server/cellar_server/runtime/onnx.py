@@ -10,6 +10,7 @@ from cellar_proto.v1.manifest_pb2 import Graph, Manifest
 from cellar_proto.v1.tensor_pb2 import DataType
 
 from cellar_server.runtime.base import StartupError
+from cellar_server.runtime.graph_file import check_graph
 
 DTYPES = {
     DataType.FLOAT32: np.dtype(np.float32),
@@ -81,8 +82,10 @@ class OnnxRuntime:
     def _open(
         graph: Graph, folder: Path, options: onnxruntime.SessionOptions, providers: list[str]
     ) -> onnxruntime.InferenceSession:
-        # from bytes: a graph that refers to files beside it cannot be opened so, which is what we want
-        return onnxruntime.InferenceSession((folder / graph.file).read_bytes(), options, providers=providers)
+        # the bytes that were checked are those that are opened
+        data = (folder / graph.file).read_bytes()
+        check_graph(data)
+        return onnxruntime.InferenceSession(data, options, providers=providers)
 
     def step(self, x: np.ndarray, state: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         rows = len(x)
@@ -104,9 +107,13 @@ class OnnxRuntime:
 def _start(manifest: Manifest, folder: Path) -> np.ndarray:
     if not manifest.start_file:
         return np.zeros(manifest.state_size, np.float32)
-    row = np.fromfile(folder / manifest.start_file, "<f4")
-    if row.shape != (manifest.state_size,):
-        raise GraphMismatch(f"{manifest.start_file} holds {len(row)} numbers; the state row has {manifest.state_size}")
+    path = folder / manifest.start_file
+    if path.stat().st_size != 4 * manifest.state_size:
+        count = path.stat().st_size / 4
+        raise GraphMismatch(f"{manifest.start_file} holds {count:g} numbers; the state row has {manifest.state_size}")
+    row = np.fromfile(path, "<f4")
+    if not np.isfinite(row).all():
+        raise GraphMismatch(f"{manifest.start_file} holds NaN or an infinity")
     return row
 
 
@@ -127,6 +134,15 @@ def _check(session: onnxruntime.InferenceSession, graph: Graph, open_axes: int, 
         for axis, size in enumerate(place.shape[:axes]):
             if isinstance(size, int):
                 raise GraphMismatch(f"axis {axis} of {name!r} in {graph.file} is fixed at {size}; it must be open")
+    said = [(inputs[graph.input], manifest.input if graph is manifest.step else manifest.prime.condition)]
+    said += [(outputs[graph.output], manifest.output)] if graph.output else []
+    for place, spec in said:
+        fixed = place.shape[len(place.shape) - len(spec.shape) :]
+        if len(place.shape) < len(spec.shape) or any(
+            isinstance(size, int) and size != wanted for size, wanted in zip(fixed, spec.shape, strict=True)
+        ):
+            what = f"{place.name} is {place.shape} in {graph.file}"
+            raise GraphMismatch(f"{what}; the manifest says {list(spec.shape)} a step")
     size = inputs[graph.state_input].shape[1]
     if isinstance(size, int) and size != manifest.state_size:
         raise GraphMismatch(f"the state of {graph.file} has {size} numbers; the manifest says {manifest.state_size}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from cellar_server.runtime.base import Runtime
+from cellar_server.scheduler.fairness import Turns
 from cellar_server.scheduler.policy import Cost, choose
 from cellar_server.scheduler.work import Kind, Work
 
@@ -19,7 +20,8 @@ BULK_CAUTION = 64
 
 
 class Scheduler:
-    """Ready rows of work in order of turn: a row that ran goes to the back, interactive rows go before bulk ones."""
+    """Ready rows of work in order of turn: a row that ran goes to the back, interactive rows go before bulk ones, and
+    where one run cannot take all, callers take turns."""
 
     def __init__(
         self,
@@ -38,6 +40,7 @@ class Scheduler:
         self.budget_s = budget_s
         self.is_exact = is_exact
         self._ready = np.zeros(0, np.int64)
+        self._turns = Turns(work)
         self._caution = 0
 
     @property
@@ -62,10 +65,12 @@ class Scheduler:
         self._ready = self._ready[~np.isin(self._ready, rows)]
 
     def take_late(self, now: float) -> np.ndarray:
-        """Removes and returns the ready rows whose deadline has passed."""
+        """Removes and returns the ready rows whose deadline has passed; where one run cannot take all, also those
+        whose deadline passes before the run is over: others can have their places."""
         if not self.work.num_limited:
             return self._ready[:0]
-        late = self.work.deadline[self._ready] <= now
+        ahead_s = float(self.cost(self.max_rows, 1)) if len(self._ready) > self.max_rows else 0.0
+        late = self.work.deadline[self._ready] <= now + ahead_s
         if not late.any():
             return self._ready[:0]
         rows = self._ready[late]
@@ -76,12 +81,14 @@ class Scheduler:
         """The next run: rows of work [batch], removed from the queue, and its steps. Something must be ready."""
         work, ready = self.work, self._ready
         is_bulk = work.is_bulk[ready] if work.num_limited else None
+        waits = None
         if is_bulk is not None and is_bulk.any():
             waits = is_bulk & (work.waited[ready] < BULK_PATIENCE) & ~work.passed[ready]
-            order = np.concatenate([np.flatnonzero(~waits), np.flatnonzero(waits)])
-            ready, is_bulk = ready[order], is_bulk[order]
-        else:
-            is_bulk = None
+            if len(ready) <= self.max_rows:
+                ready = np.concatenate([ready[~waits], ready[waits]])
+        if len(ready) > self.max_rows:
+            ready = self._turns.order(ready, waits)
+        is_bulk = None if waits is None else work.is_bulk[ready]
         remaining = work.steps[ready] - work.done[ready]
         remaining[work.kind[ready] == Kind.GENERATION] = 1
         places, q = choose(
@@ -98,7 +105,10 @@ class Scheduler:
         if len(rows) == len(ready):
             self._ready = ready[:0]
             work.passed[rows] = False
+            work.waited[rows] = 0
             return rows, q
+        if len(ready) > self.max_rows:
+            self._turns.serve(rows)
         stays = np.ones(len(ready), np.bool_)
         stays[places] = False
         left = ready[stays]

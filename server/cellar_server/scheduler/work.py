@@ -45,7 +45,8 @@ class Work:
     message of its own; digest of its content; order: of arrival; next: the session's next row of work, or -1;
     deadline on the engine's clock (inf for none); arrived on it; is_bulk, ends; keeps: every emission is wanted, not
     only the last; waited: runs it was ready and not taken in; passed: the run before left it out; last: a generation's
-    last emission; state: float32 [capacity, S] between its runs. is_limited: it has a deadline or is bulk; num_limited
+    last emission; caller: number of whom it is run for, who takes turns with the others; state: float32 [capacity, S]
+    between its runs. is_limited: it has a deadline or is bulk; num_limited
     counts those, so that nobody looks for them where there are none.
     """
 
@@ -79,6 +80,7 @@ class Work:
             ("waited", np.int32),
             ("passed", np.bool_),
             ("last", np.int64),
+            ("caller", np.int64),
         ):
             setattr(self, name, np.zeros(capacity, dtype))
         self.deadline[:] = np.inf
@@ -115,6 +117,7 @@ class Work:
     waited: np.ndarray
     passed: np.ndarray
     last: np.ndarray
+    caller: np.ndarray
 
     @property
     def num_used(self) -> int:
@@ -132,6 +135,7 @@ class Work:
         self.ends[rows] = False
         self.keeps[rows] = True
         self.slot[rows] = -1
+        self.caller[rows] = 0
         return rows
 
     def limit(self, rows: np.ndarray, deadline: np.ndarray | float, is_bulk: np.ndarray | bool) -> None:

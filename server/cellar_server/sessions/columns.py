@@ -178,14 +178,16 @@ class Columns:
 
     def limits(self, now: float) -> tuple[np.ndarray, np.ndarray]:
         """Deadline of each row on the engine's clock (inf for none) and whether it is bulk: [n]."""
+        since: list[float] = []
         timeouts: list[int] = []
         priorities: list[int] = []
         for chunks, n in zip(self.frames, self.counts, strict=True):
             frame = chunks.request.frame
+            since += [chunks.request.arrived_s or now] * n
             timeouts += _column("timeouts_ms", frame.timeouts_ms, n) or [0] * n
             priorities += _column("priorities", frame.priorities, n) or [Priority.INTERACTIVE] * n
         timeout = np.array(timeouts, np.float64)
-        deadline = np.where(timeout > 0, now + timeout / 1000, np.inf)
+        deadline = np.where(timeout > 0, np.array(since) + timeout / 1000, np.inf)
         own = self.frames[0].request.deadline
         return deadline if own is None else np.minimum(deadline, own), np.array(priorities) == Priority.BULK
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,6 +15,7 @@ from cellar_proto.v1.reason_pb2 import Reason
 from cellar_server.config import Config
 from cellar_server.errors import CellarError
 from cellar_server.log import about
+from cellar_server.scheduler.pressure import Pressure
 from cellar_server.scheduler.scheduler import Scheduler
 from cellar_server.scheduler.work import Work
 from cellar_server.sessions.answers import Answers
@@ -24,8 +26,14 @@ from cellar_server.sessions.table import Table
 from cellar_server.sessions.timing import Timing
 from cellar_server.zoo import Model
 
-# What a refused caller is told to wait where nothing better is known.
-RETRY_AFTER_MS = 50
+# The least that a refused caller is told to wait, and the most.
+RETRY_AFTER_MS, MAX_RETRY_MS = 20, 10_000
+# Part of the queue that is left to chunks of live sessions: new sessions, sequences and bulk work are refused before.
+LIVE_PART = 0.25
+
+# Part of its time after which work may be expected to have run: the rest is for the way there and back.
+WAIT_PART = 0.6
+LATE = "its time was over before it was computed"
 
 
 @dataclass(slots=True)
@@ -60,6 +68,7 @@ class Counts:
     first_emission: Histogram = field(default_factory=Histogram)
     generations: int = 0
     refusals: dict[int, int] = field(default_factory=dict)  # rows, calls and sessions by Reason
+    _refusing: threading.Lock = field(default_factory=threading.Lock)
 
     @property
     def queue_s(self) -> float:
@@ -72,8 +81,9 @@ class Counts:
         self.sessions_expired += reason == Reason.SESSION_EXPIRED
 
     def refuse(self, reason: Reason, count: int = 1) -> None:
-        """So many rows, calls or sessions were refused or failed."""
-        self.refusals[reason] = self.refusals.get(reason, 0) + count
+        """So many rows, calls or sessions were refused or failed; any thread may say so."""
+        with self._refusing:
+            self.refusals[reason] = self.refusals.get(reason, 0) + count
 
 
 @dataclass(slots=True)
@@ -89,6 +99,7 @@ class Core:
     scheduler: Scheduler
     table: Table
     answers: Answers
+    pressure: Pressure
     counts: Counts = field(default_factory=Counts)
     replies: list[Reply] = field(default_factory=list)
     is_draining: bool = False
@@ -137,17 +148,53 @@ class Core:
         if rows > self.work.num_free or self.work.num_lot_bytes + num_bytes > self.config.max_queue_bytes:
             raise self.overloaded()
 
-    def overloaded(self) -> CellarError:
-        """OVERLOADED with the time that the queued work is expected to take."""
+    def check_new(self, caller: int = 0, rows: int = 1) -> None:
+        """CellarError OVERLOADED where what is live waits long enough already: for new sessions, sequences and
+        generations, and for bulk work. caller: who asks, by its number."""
+        work, most_s = self.work, self.config.max_wait_s
+        most_rows = int((1 - LIVE_PART) * work.capacity)
+        if work.num_used + rows > most_rows and work.num_used:
+            over = work.num_used + rows - most_rows
+            raise self.overloaded(min(over, work.num_used) * self.pressure.s_per_row)
+        if self.pressure.is_low():
+            return
+        backlog_s = self.pressure.backlog_s(caller)
+        if backlog_s > most_s:
+            raise self.overloaded(backlog_s - most_s)
+
+    @property
+    def load(self) -> float:
+        """What waits, as part of what makes `check_new` refuse a caller with nothing here yet; any thread may ask."""
+        by_rows = self.work.num_used / max(1.0, (1 - LIVE_PART) * self.work.capacity)
+        return max(by_rows, self.pressure.backlog_s(-1) / self.config.max_wait_s)
+
+    def check_time(self, left_s: float, caller: int, before: int = 0) -> None:
+        """CellarError DEADLINE_EXCEEDED for work whose time is over, OVERLOADED where it would probably be over before
+        its answer. left_s: seconds that are left, inf for no deadline; before: rows that are about to be queued ahead
+        of it."""
+        if left_s <= 0:
+            raise CellarError(Reason.DEADLINE_EXCEEDED, LATE)
+        if left_s < float("inf") and not self.pressure.is_low(before):
+            wait_s = self.pressure.wait_s(caller, before)
+            if wait_s > WAIT_PART * left_s:
+                # at the latest when half of what waits has run, so that the queue is never empty meanwhile
+                raise self.overloaded(min(wait_s - WAIT_PART * left_s, wait_s / 2))
+
+    def overloaded(self, wait_s: float | None = None) -> CellarError:
+        """OVERLOADED, to be tried again after so many seconds (None: when what waits now has run)."""
         waiting = self.work.num_used
-        cost = self.scheduler.cost
-        delay_ms = int(1000 * waiting * (cost.per_cell + cost.base / self.config.max_rows_per_run)) + RETRY_AFTER_MS
+        delay_ms = 1000 * (waiting * self.pressure.s_per_row if wait_s is None else wait_s)
         return CellarError(
-            Reason.OVERLOADED, f"{waiting} rows are waiting for this model", retry_after_ms=min(delay_ms, 10_000)
+            Reason.OVERLOADED,
+            f"{waiting} rows are waiting for this model",
+            retry_after_ms=min(RETRY_AFTER_MS + int(delay_ms), MAX_RETRY_MS),
         )
 
-    def open_slot(self, key: str | int, max_idle_s: float, max_age_s: float, *, keep: int = -1) -> int:
-        """A new session's slot from the start state; the session in slot `keep` stays in the table.
+    def open_slot(
+        self, key: str | int, max_idle_s: float, max_age_s: float, *, keep: int = -1, is_new: bool = True
+    ) -> int:
+        """A new session's slot from the start state; the session in slot `keep` stays in the table; is_new: else it
+        was open before, here or elsewhere.
         CellarError SESSION_EXISTS, OVERLOADED, INVALID_REQUEST."""
         for limit in (max_idle_s, max_age_s):
             if not 0 <= limit < 1e9:
@@ -158,7 +205,7 @@ class Core:
                 f"the model has its limit of {self.table.capacity} sessions",
                 retry_after_ms=1000,
             )
-        if not self.directory.claim(key, self.number, self.table.next_slot()):
+        if not self.directory.claim(key, self.number, self.table.next_slot(), is_new=is_new):
             raise CellarError(Reason.SESSION_EXISTS, "a session of this id is open")
         slot = self.table.open(
             key,

@@ -77,7 +77,7 @@ class Custody:
             self.durability.end_stored(entry.id, entry.fence, error)
             return error
         try:
-            slot = core.open_slot(key, state.max_idle_s, state.max_age_s)
+            slot = core.open_slot(key, state.max_idle_s, state.max_age_s, is_new=False)
         except CellarError as error:
             store.release([entry.id])
             return error

@@ -14,6 +14,7 @@ from cellar_proto.v1.reason_pb2 import Reason
 from cellar_server.config import MAX_SESSIONS
 from cellar_server.errors import CellarError
 from cellar_server.sessions.index import Index
+from cellar_server.sessions.quota import Quota
 
 _HEX = re.compile(r"[0-9a-f]{32}")
 _SLOT_BITS = 40
@@ -41,6 +42,11 @@ def scoped(scope: str, id: str) -> str:
     return scope + id.replace(SCOPE_END, "\0")  # which `check_id` refuses, and nobody has
 
 
+def scope_of(key: str | int) -> str:
+    """The caller that a key belongs to; "" for nobody in particular."""
+    return key.rpartition(SCOPE_END)[0] if isinstance(key, str) else ""
+
+
 def shown(id: str) -> str:
     """An id as its caller knows it: without the scope in front of it."""
     return id.rpartition(SCOPE_END)[2]
@@ -66,7 +72,8 @@ def check_id(id: str) -> None:
 class Directory:
     """Ids of open sessions, and the ends of the last closed ones. Thread-safe."""
 
-    def __init__(self) -> None:
+    def __init__(self, quota: Quota | None = None) -> None:
+        self._quota = quota
         self._engines: list[Any] = []
         self._places = Index(MAX_OPEN)
         self._ended: OrderedDict[str | int, tuple[CellarError, Any]] = OrderedDict()
@@ -89,11 +96,17 @@ class Directory:
         with self._lock:
             self._engines[number] = None
 
-    def claim(self, key: str | int, engine: int, slot: int) -> bool:
-        """Takes an id for a slot of an engine; False where it is taken."""
+    def claim(self, key: str | int, engine: int, slot: int, *, is_new: bool = True) -> bool:
+        """Takes an id for a slot of an engine; False where it is taken. is_new: else it is a session that was open
+        before, which no limit keeps out. OVERLOADED where its caller or its model has too many."""
         place = engine << _SLOT_BITS | slot
         with self._lock:
+            quota, of = self._quota, (scope_of(key), self._engines[engine].name) if self._quota else ("", "")
+            if quota is not None and is_new and key not in self._places:
+                quota.check(*of)
             is_free = self._places.add(key, place)
+            if quota is not None and is_free:
+                quota.add(*of)
             if is_free and self._ended:
                 self._ended.pop(key, None)
         return is_free
@@ -128,6 +141,8 @@ class Directory:
     def release(self, key: str | int, error: CellarError, receipt: Any = None) -> None:
         """Frees an id and remembers why; `receipt` answers a repeated close."""
         with self._lock:
+            if self._quota is not None and (place := self._places.get(key)) is not None:
+                self._quota.remove(scope_of(key), self._engines[place >> _SLOT_BITS].name)
             self._places.remove(key)
             self._ended[key] = (error, receipt)
             if len(self._ended) > MAX_ENDED:

@@ -13,7 +13,7 @@ from cellar_proto.v1.reason_pb2 import Reason
 from cellar_server.errors import CellarError
 from cellar_server.sessions.core import Core
 from cellar_server.sessions.directory import shown
-from cellar_server.sessions.messages import AnswerReply
+from cellar_server.sessions.messages import AnswerReply, RowsRefused
 from cellar_server.sessions.states import States
 from cellar_server.sessions.table import slots_of
 from cellar_server.store.base import End, Entry, Store, StoreError
@@ -247,6 +247,8 @@ class Durability:
         table = self.core.table
         is_held = self._is_held
         for reply in self.core.replies:
+            if isinstance(reply, RowsRefused):
+                reply.durable = table.durable[slots_of(reply.handles)]
             if not isinstance(reply, AnswerReply):
                 continue
             slots = slots_of(np.asarray(reply.handles, np.uint64)).tolist()

@@ -9,7 +9,7 @@ from cellar_server.errors import CellarError
 from cellar_server.scheduler.work import Kind
 from cellar_server.sessions.columns import Chunks, Columns
 from cellar_server.sessions.content import Content
-from cellar_server.sessions.core import Core
+from cellar_server.sessions.core import LATE, Core
 from cellar_server.sessions.durability import lost
 from cellar_server.sessions.messages import UNARY_STREAM, FrameReply, FrameRequest, Rows
 from cellar_server.sessions.outbox import SHARED, Outbox
@@ -35,7 +35,16 @@ class Frames:
     def admit(self, requests: list[FrameRequest], now: float) -> None:
         """Queues the chunks of frames in the order of their arrival; refuses those that cannot run, row by row."""
         frames: list[Chunks] = []
+        before = 0
         for request in requests:
+            try:
+                self._check_time(request, now, before)
+            except CellarError as error:
+                self.core.counts.chunks_failed += len(request.frame.handles)
+                self.core.counts.refuse(error.reason, len(request.frame.handles))
+                self.core.replies.append(FrameReply(request.to, request.frame_id, error))
+                continue
+            before += len(request.frame.handles)
             if request.columns is not None:
                 self._admit_small(frames, now)
                 frames = []
@@ -46,6 +55,14 @@ class Frames:
             elif (chunks := self._read(request)) is not None:
                 frames.append(chunks)
         self._admit_small(frames, now)
+
+    def _check_time(self, request: FrameRequest, now: float, before: int) -> None:
+        """CellarError for a frame whose time is over, or will be before its first row's turn: it is not even read."""
+        timeouts = request.frame.timeouts_ms
+        if timeouts and min(timeouts):
+            passed_s = now - request.arrived_s if request.arrived_s else 0.0
+            caller = request.caller or request.stream
+            self.core.check_time(max(timeouts) / 1000 - passed_s, caller, before)
 
     def _admit_small(self, frames: list[Chunks], now: float) -> None:
         """Frames that are read together."""
@@ -118,6 +135,12 @@ class Frames:
         """Answers rows with their errors."""
         self.core.counts.chunks_failed += len(rows)
         self._outbox.refuse(request, rows, errors)
+
+    def refuse_rows(self, rows: Rows, places: np.ndarray, error: CellarError) -> None:
+        """Answers the rows at `places` with one error."""
+        if len(places):
+            self.core.counts.chunks_failed += len(places)
+            self._outbox.refuse_rows(rows, places, error)
 
     def admit_columns(self, columns: Columns, now: float) -> None:
         """Rows of which no two are of the same session."""
@@ -194,6 +217,11 @@ class Frames:
             work.outlet[taken] = work.stream[taken]
         work.handle[taken] = columns.handle[left]
         work.digest[taken] = columns.digest[left]
+        if isinstance(request, Rows):
+            work.caller[taken] = request.callers[left]
+        else:
+            callers = [chunks.request.caller or chunks.request.stream for chunks in columns.frames]
+            work.caller[taken] = callers[0] if len(callers) == 1 else np.array(callers)[columns.owner[left]]
         if columns.end is not None:
             work.ends[taken] = columns.end[left]
         self._number += len(columns.frames)
@@ -264,6 +292,9 @@ class Frames:
         ready: list[int] = []
         ids: list[np.ndarray] = []
         for w in rows.tolist():
+            if work.deadline[w] <= now:
+                self.fail(np.array([w]), CellarError(Reason.DEADLINE_EXCEEDED, LATE), now)
+                continue
             slot = int(work.slot[w])
             offset = int(work.offset[w])
             raw = work.lots[int(work.lot[w])].inputs[offset : offset + int(work.length[w])].tobytes()

@@ -76,6 +76,8 @@ class Generations:
                 if kept is not None:
                     self._resume(kept, request, now)
                     continue
+                self.core.check_time((request.deadline_s or math.inf) - now, request.caller)
+                self.core.check_new(request.caller)
                 condition, values = self._read(request)
                 self.core.check_room(1, 0)
                 slot = -1
@@ -180,6 +182,7 @@ class Generations:
         work.steps[w] = 1
         work.slot[w] = -1
         work.stream[w] = -1
+        work.caller[w] = request.caller
         work.limit(np.array([w]), request.deadline_s or np.inf, False)
         work.last[w] = generation.ids[-1] if generation.ids else self.core.model.manifest.generation.begin_id
         self._by_work[w] = generation

@@ -26,6 +26,8 @@ class FrameRequest:
     stream: int
     frame: Frame
     frame_id: int
+    caller: int = 0  # who takes turns with others; 0: the stream does
+    arrived_s: float = 0.0  # on the engine's clock, from when its timeouts count; 0: from when it is admitted
     columns: Any = None  # its rows as Columns, where the receiver read it ahead
     live: int = 0  # its rows that wait or run; the engine's own count
     deadline: np.ndarray | None = None  # of its rows [n] on the engine's clock, beside their timeouts
@@ -48,7 +50,7 @@ class Rows:
     rest, frame: what they have in common, without what the columns hold, as bytes and read; call: the transport's
     number of each one's call; stream: whom its handle was issued to; handle: 0 where `ids` names the session; position,
     length, first_axis (of the shape): -1 for none given; size: bytes of each chunk; data: these bytes behind one
-    another; deadline: on the engine's clock, inf for none.
+    another; deadline: on the engine's clock, inf for none, None where no row has one.
     """
 
     to: Any
@@ -66,7 +68,14 @@ class Rows:
     ids: list[str] | None = None
     deadline: np.ndarray | None = None
     live: int = 0  # as in FrameRequest
+    caller: np.ndarray | None = None  # who takes turns with others; None: the streams do
+    arrived_s: float = 0.0  # their deadlines say it all
     timing: Timing | None = None  # rows that came one a message are not traced
+
+    @property
+    def callers(self) -> np.ndarray:
+        """Who takes turns with others: [n]."""
+        return self.stream if self.caller is None else self.caller
 
     def asker(self, row: int) -> tuple[Any, int]:
         """Who asked for a row, and the id of the frame in which."""
@@ -88,9 +97,9 @@ class RowsWait:
 class StepRequest:
     """One chunk of one session, by its id and without a stream; answered by an AnswerReply or a FrameReply.
 
-    opens: the session is a new one, closed again where the chunk is refused; position: at which the chunk starts, None
-    for where the session stands; length: steps (bytes, for text); ends: the sequence ends with it; deadline_s: on the
-    engine's clock, 0 for none.
+    caller: who takes turns with others; opens: the session is a new one, closed again where the chunk is refused;
+    position: at which the chunk starts, None for where the session stands; length: steps (bytes, for text); ends: the
+    sequence ends with it; deadline_s: on the engine's clock, 0 for none.
     """
 
     to: Any
@@ -104,6 +113,7 @@ class StepRequest:
     ends: bool = False
     deadline_s: float = 0.0
     is_bulk: bool = False
+    caller: int = 0
     timing: Timing | None = None
 
 
@@ -112,7 +122,7 @@ class PredictRequest:
     """Whole sequences from the start state; answered by one PredictReply.
 
     lengths: steps (bytes, for text) of each sequence [N]; data: the packed values; all_emissions: every emission of a
-    sequence, else the last one; deadline_s: on the engine's clock, 0 for none.
+    sequence, else the last one; deadline_s: on the engine's clock, 0 for none; caller: who takes turns with others.
     """
 
     to: Any
@@ -123,6 +133,7 @@ class PredictRequest:
     all_emissions: bool
     deadline_s: float = 0.0
     is_bulk: bool = False
+    caller: int = 0
     timing: Timing | None = None
 
 
@@ -132,7 +143,7 @@ class GenerateRequest:
 
     text or condition: what primes it (raw text for a codec; numbers [...] otherwise); session_id: keep it under this
     id; position: emissions the caller holds already; credits: emissions that may be made before the asker must say
-    `Credit` (so that a slow reader stops its own generation only).
+    `Credit` (so that a slow reader stops its own generation only); caller: who takes turns with others.
     """
 
     to: Any
@@ -143,6 +154,7 @@ class GenerateRequest:
     position: int = 0
     deadline_s: float = 0.0
     credits: int = 32
+    caller: int = 0
     timing: Timing | None = None
 
 
@@ -202,6 +214,28 @@ class RowsReply(AnswerReply):
     transport's number of each one's."""
 
     call: Any = None
+
+
+@dataclass(slots=True)
+class RowsRefused:
+    """One error for many rows. calls, frame_ids, handles, starts, positions: as in RowsReply, [M]; shape: of an output;
+    are_steps: each is a unary call; durable: up to where their sessions are stored, empty without a store."""
+
+    to: Any
+    call: np.ndarray
+    frame_ids: np.ndarray
+    handles: np.ndarray
+    starts: np.ndarray
+    positions: np.ndarray
+    shape: tuple[int, ...]
+    error: CellarError
+    are_steps: bool = False
+    durable: Any = ()
+
+    @property
+    def errors(self) -> list[tuple[int, CellarError]]:
+        """The error of each row."""
+        return [(row, self.error) for row in range(len(self.call))]
 
 
 @dataclass(slots=True)
@@ -268,4 +302,4 @@ Request = (
     | StreamClosed
     | Call
 )
-Reply = AnswerReply | RowsBack | FrameReply | PredictReply | GenerateReply | CallReply
+Reply = AnswerReply | RowsRefused | RowsBack | FrameReply | PredictReply | GenerateReply | CallReply

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
+from itertools import groupby, pairwise
 
 import numpy as np
 
 from cellar_server.errors import CellarError
 from cellar_server.sessions.core import Core
-from cellar_server.sessions.messages import AnswerReply, FrameRequest, Rows, RowsReply
+from cellar_server.sessions.messages import AnswerReply, FrameRequest, Rows, RowsRefused, RowsReply
 
 # The outlet of rows that came one a message: what one run finished of them is one reply, whose they are.
 SHARED = 0
@@ -121,26 +121,48 @@ class Outbox:
         )
 
     def refuse(self, request: FrameRequest | Rows, rows: list[int], errors: list[CellarError]) -> None:
-        """Answers of errors only: the given rows of one frame in one, rows that came one a message each in its own."""
+        """Answers of errors only: the given rows of one frame in one, rows that came one a message by their errors."""
+        if isinstance(request, Rows):
+            for _, alike in groupby(range(len(rows)), key=lambda i: id(errors[i])):
+                places = list(alike)
+                self.refuse_rows(request, np.array(rows)[places], errors[places[0]])
+            return
         table = self.core.table
         for error in errors:
             self.core.counts.refuse(error.reason)
         handles, streams, starts = zip(*(request.chunk(row) for row in rows), strict=True)
         slots, valid = table.resolve(np.array(handles, np.uint64), np.array(streams, np.int64))
         positions = np.where(valid, table.position[slots], 0).tolist()
-        size = 1 if isinstance(request, Rows) else len(rows)
-        for low in range(0, len(rows), size):
-            to, frame_id = request.asker(rows[low])
-            part = slice(low, low + size)
-            self.core.replies.append(
-                AnswerReply(
-                    to,
-                    [frame_id],
-                    list(handles[part]),
-                    list(starts[part]),
-                    positions[part],
-                    [0] * size,
-                    self.core.no_outputs(),
-                    list(enumerate(errors[part])),
-                )
+        to, frame_id = request.asker(rows[0])
+        self.core.replies.append(
+            AnswerReply(
+                to,
+                [frame_id],
+                list(handles),
+                list(starts),
+                positions,
+                [0] * len(rows),
+                self.core.no_outputs(),
+                list(enumerate(errors)),
             )
+        )
+
+    def refuse_rows(self, request: Rows, places: np.ndarray, error: CellarError) -> None:
+        """One error for the rows at `places` [n], however many they are."""
+        self.core.counts.refuse(error.reason, len(places))
+        table, handle = self.core.table, request.handle[places]
+        slots, valid = table.resolve(handle, request.stream[places])
+        positions = np.where(valid, table.position[slots], 0)
+        self.core.replies.append(
+            RowsRefused(
+                request.to,
+                request.call[places],
+                request.frame_id[places],
+                handle,
+                request.position[places],
+                positions,
+                self.core.output_shape,
+                error,
+                request.ids is not None,
+            )
+        )

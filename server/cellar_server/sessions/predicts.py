@@ -49,6 +49,9 @@ class Predicts:
             if len(request.lengths) > work.capacity:
                 raise CellarError(Reason.TOO_LARGE, f"a call holds at most {work.capacity} sequences")
             core.check_room(len(request.lengths), len(request.data))
+            core.check_time((request.deadline_s or np.inf) - core.clock(), request.caller)
+            if request.is_bulk:
+                core.check_new(request.caller, len(request.lengths))
         except CellarError as error:
             core.counts.refuse(error.reason)
             core.replies.append(PredictReply(request.to, [], None, error=error))
@@ -88,6 +91,7 @@ class Predicts:
         work.owner[rows] = self._number
         work.row[rows] = good
         work.stream[rows] = -1
+        work.caller[rows] = request.caller
         work.keeps[rows] = request.all_emissions
         work.limit(rows, request.deadline_s or np.inf, request.is_bulk)
         core.scheduler.add(rows)

@@ -11,7 +11,7 @@ from cellar_proto.v1.reason_pb2 import Reason
 
 from cellar_server.errors import CellarError
 from cellar_server.scheduler.work import Kind
-from cellar_server.sessions.core import Core, new_error_id
+from cellar_server.sessions.core import LATE, Core, new_error_id
 from cellar_server.sessions.frames import Frames
 from cellar_server.sessions.generations import Generations
 from cellar_server.sessions.predicts import Predicts
@@ -53,10 +53,11 @@ class Runs:
         now = core.clock()
         late = core.scheduler.take_late(now)
         if len(late):
-            self.fail(late, CellarError(Reason.DEADLINE_EXCEEDED, "its time was over before it was computed"), now)
+            self.fail(late, CellarError(Reason.DEADLINE_EXCEEDED, LATE), now)
             if not core.scheduler.has_ready:
                 return None
         rows, q = core.scheduler.next()
+        core.pressure.begin(len(rows), now)
         x, state = self._gather(rows, q)
         work = core.work
         waited = (now - work.arrived[rows])[(work.done[rows] == 0) & (work.kind[rows] != Kind.GENERATION)]

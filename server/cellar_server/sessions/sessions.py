@@ -12,6 +12,7 @@ from cellar_proto.v1.tensor_pb2 import Tensor
 from cellar_server.config import Config
 from cellar_server.errors import CellarError
 from cellar_server.scheduler.policy import Cost
+from cellar_server.scheduler.pressure import Pressure
 from cellar_server.scheduler.scheduler import Scheduler
 from cellar_server.scheduler.work import Work
 from cellar_server.sessions.answers import Answers
@@ -65,6 +66,14 @@ class Sessions(Verbs):
     ) -> None:
         runtime = model.runtime
         work = Work(config.max_queue_rows, runtime.state_size)
+        scheduler = Scheduler(
+            work,
+            runtime,
+            cost,
+            max_rows=config.max_rows_per_run,
+            budget_s=config.run_budget_ms / 1000,
+            is_exact=model.manifest.is_whole_only,
+        )
         core = Core(
             model,
             config,
@@ -72,16 +81,10 @@ class Sessions(Verbs):
             number,
             clock,
             work,
-            Scheduler(
-                work,
-                runtime,
-                cost,
-                max_rows=config.max_rows_per_run,
-                budget_s=config.run_budget_ms / 1000,
-                is_exact=model.manifest.is_whole_only,
-            ),
+            scheduler,
             Table(config.max_sessions, runtime.state_size, first_ticket, number),
             Answers(config.max_sessions, config.max_chunks_in_flight, runtime.output_shape, config.answer_bytes),
+            Pressure(scheduler),
         )
         frames, generations = Frames(core), Generations(core)
         states = States(core, generations)
@@ -176,6 +179,8 @@ class Sessions(Verbs):
 
         for request in requests:
             try:
+                if request.deadline_s:
+                    self.core.check_time(request.deadline_s - now, request.caller, len(frames))
                 slot, is_new = self._slot_for(request)
             except CellarError as error:
                 self.core.counts.refuse(error.reason)
@@ -194,7 +199,7 @@ class Sessions(Verbs):
                 timeouts_ms=[max(1, int(1000 * (request.deadline_s - now)))] if request.deadline_s else None,
                 priorities=[Priority.BULK] if request.is_bulk else None,
             )
-            frames[slot] = FrameRequest(request.to, UNARY_STREAM, frame, 0, timing=request.timing)
+            frames[slot] = FrameRequest(request.to, UNARY_STREAM, frame, 0, request.caller, timing=request.timing)
             if is_new:
                 opened.append((request, slot))
         admit()
@@ -211,6 +216,7 @@ class Sessions(Verbs):
         check_id(request.id)
         if request.position == 0 and core.directory.has(request.id):
             return core.directory.slot_of(request.id, core.number), False
+        core.check_new(request.caller)
         slot = core.open_slot(key_of(request.id), 0.0, 0.0)
         self._begin(slot, b"")
         return slot, True

@@ -92,6 +92,7 @@ class Verbs:
         count: int = 0,
         resume: bool = False,
         stream: int = 0,
+        caller: int = 0,
         max_idle_s: float = 0.0,
         max_age_s: float = 0.0,
         grace_s: float | None = None,
@@ -109,6 +110,8 @@ class Verbs:
             raise CellarError(Reason.EMPTY_INPUT, "the request opens no session")
         if max(count, len(ids)) > core.config.max_sessions:
             raise CellarError(Reason.TOO_LARGE, f"at most {core.config.max_sessions} sessions at a time")
+        if not resume and not (token and ids and all(core.directory.has(id) for id in ids)):
+            core.check_new(caller or stream)
         opened: list[Opened | CellarError] = []
         for id in ids or [mint() for _ in range(count)]:
             try:
@@ -189,6 +192,7 @@ class Verbs:
         check_id(id)
         slot = self._made_by(id, token)
         if slot is None:
+            core.check_new()
             slot = core.open_slot(key_of(id), state.max_idle_s, state.max_age_s)
             self.states.read(state, slot)
             core.table.last_use[slot] = core.clock()  # it is used: now
@@ -207,6 +211,7 @@ class Verbs:
         check_id(new_id)
         slot = self._made_by(new_id, token)
         if slot is None:
+            core.check_new()
             slot = core.open_slot(
                 key_of(new_id),
                 max_idle_s or float(table.max_idle[source]),

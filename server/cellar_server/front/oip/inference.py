@@ -21,6 +21,7 @@ from cellar_server.front.oip import parameters, schema, tensors
 from cellar_server.front.oip.parameters import Parameters
 from cellar_server.front.oip.signature import Signature
 from cellar_server.front.oip.tensors import Given, Output
+from cellar_server.front.rations import Ration
 from cellar_server.front.registry import Registry
 from cellar_server.sampling.sampler import Options
 from cellar_server.sessions import messages
@@ -71,15 +72,19 @@ class Requests:
             raise CellarError(Reason.UNSUPPORTED, "outputs are given as they are: classification is not supported")
         place = signature.input
         value = tensors.given(request, place.name, place.datatype, [*signature.batch, *place.dims])
-        if signature.is_decoupled:
-            if given.sequence is not None:
-                raise CellarError(Reason.UNSUPPORTED, "a generation is one request: it takes no sequence_id")
-            async for outputs, params in self._generate(request, value, engine, deadline_s):
-                yield _response(request, engine, outputs, wanted, params)
-        elif given.sequence is None:
-            yield _response(request, engine, [await self._predict(value, given, engine, signature, deadline_s)], wanted)
-        else:
-            yield await self._step(request, value, given, engine, signature, wanted, deadline_s, scope)
+        rows = 1 if signature.is_decoupled else value.shape[0]
+        steps, num_bytes = _steps(value, signature), request.ByteSize()
+        with self.registry.rations.taken(scope, engine.name, rows, steps, num_bytes) as ration:
+            if signature.is_decoupled:
+                if given.sequence is not None:
+                    raise CellarError(Reason.UNSUPPORTED, "a generation is one request: it takes no sequence_id")
+                async for outputs, params in self._generate(request, value, engine, deadline_s, ration):
+                    yield _response(request, engine, outputs, wanted, params)
+            elif given.sequence is None:
+                outputs = [await self._predict(value, given, engine, signature, deadline_s)]
+                yield _response(request, engine, outputs, wanted)
+            else:
+                yield await self._step(request, value, given, engine, signature, wanted, deadline_s, scope)
 
     # -- whole sequences -----------------------------------------------------------------------------------------
 
@@ -190,16 +195,19 @@ class Requests:
     # -- generation ----------------------------------------------------------------------------------------------
 
     async def _generate(
-        self, request: Any, value: Given, engine: Engine, deadline_s: float
+        self, request: Any, value: Given, engine: Engine, deadline_s: float, ration: Ration | None
     ) -> AsyncIterator[tuple[list[Output], dict[str, Any]]]:
         """Outputs of each answer, and its parameters; the last one has `finish_reason`, and may have no outputs."""
-        options = Options.from_proto(
-            parameters.sampling(request), engine.manifest.generation, lambda: secrets.randbits(64)
-        )
+        sampling = parameters.sampling(request)
+        options = Options.from_proto(sampling, engine.manifest.generation, lambda: secrets.randbits(64))
+        if ration is not None:
+            options = ration.options(sampling.max_steps, options)
         prompt = value.elements[0] if value.elements else b""
         replies = generate(engine, prompt, value.data, options, deadline_s=deadline_s)
         async with aclosing(replies):
             async for reply in replies:
+                if ration is not None:
+                    ration.emit(len(reply.ids))
                 outputs = []
                 if reply.ids:
                     outputs = [
@@ -213,6 +221,15 @@ class Requests:
 
 
 FINISHES = {1: "end", 2: "max_steps", 3: "stop"}
+
+
+def _steps(value: Given, signature: Signature) -> int:
+    """Steps (bytes, for text; one, of a generation) that a request brings."""
+    if signature.is_decoupled:
+        return 1
+    if signature.is_text:
+        return sum(len(text) for text in value.elements)
+    return value.shape[0] * (value.shape[1] if signature.has_time else 1)
 
 
 def _for_sequences(error: CellarError, given: Parameters, engine: Engine) -> CellarError:

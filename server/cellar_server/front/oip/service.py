@@ -14,10 +14,13 @@ from google.protobuf import message_factory
 from cellar_server import __version__
 from cellar_server.engine import Engine
 from cellar_server.errors import CellarError
+from cellar_server.front.asking import CALLER
 from cellar_server.front.callers import Caller
 from cellar_server.front.oip import schema, statistics
 from cellar_server.front.oip.inference import Requests, merged
 from cellar_server.front.oip.parameters import Parameters
+from cellar_server.front.rations import number_of
+from cellar_server.front.reading import check
 from cellar_server.front.registry import Registry
 from cellar_server.front.status import abort, unforeseen
 from cellar_server.transport.base import Transport
@@ -34,6 +37,9 @@ class Host(Protocol):
 
     @property
     def is_serving(self) -> bool: ...
+
+    @property
+    def is_ready(self) -> bool: ...
 
     async def load_model(self, name: str) -> list[int]: ...
 
@@ -91,8 +97,7 @@ class OpenInference:
         return schema.ServerLiveResponse(live=True)
 
     async def ServerReady(self, request: Any, context: grpc.aio.ServicerContext) -> Any:
-        engines = self.registry.engines.values()
-        return schema.ServerReadyResponse(ready=self.host.is_serving and all(engine.is_healthy for engine in engines))
+        return schema.ServerReadyResponse(ready=self.host.is_ready)
 
     async def ModelReady(self, request: Any, context: grpc.aio.ServicerContext) -> Any:
         try:
@@ -183,6 +188,7 @@ class OpenInference:
         deadline_s = 0.0 if left is None else time.monotonic() + left
         try:
             caller = self.registry.callers.of(context)
+            CALLER.set(number_of(caller.scope, context))
             engine, given = self._read_request(request, caller)
             answers = self._answers(request, engine, given, deadline_s, caller.scope)
             return merged([response async for response in answers])
@@ -207,6 +213,7 @@ class OpenInference:
     ) -> AsyncIterator[Any]:
         out = stream.out
         room = asyncio.Semaphore(self.registry.config.max_frames_in_flight)
+        CALLER.set(number_of(stream.caller.scope, context))
         reader = asyncio.ensure_future(self._read(requests, room, stream))
         try:
             while (item := await out.get()) is not None:
@@ -246,6 +253,7 @@ class OpenInference:
     async def _answer(self, request: Any, out: asyncio.Queue[Any], caller: Caller) -> None:
         """Puts the answers of one request into `out`, then (None, None): its place is free."""
         try:
+            check(request)
             engine, given = self._read_request(request, caller)
             wants_empty_final, is_decoupled = given.wants_empty_final, self._requests.signature(engine).is_decoupled
             held = None
@@ -274,7 +282,9 @@ class OpenInference:
                 _flag_final(held, True)
                 out.put_nowait((schema.ModelStreamInferResponse(infer_response=held), None))
         except CellarError as error:
-            response = schema.ModelInferResponse(model_name=request.model_name, id=request.id)
+            response = schema.ModelInferResponse()
+            if request is not None:
+                response.model_name, response.id = request.model_name, request.id
             response.parameters["reason"].string_param = Reason.Name(error.reason)
             _flag_final(response, True)
             message = schema.ModelStreamInferResponse(error_message=_text(error), infer_response=response)

@@ -1,0 +1,132 @@
+"""Turns between callers: equal shares of a run, and nobody waits without end."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from cellar_server.scheduler.policy import Cost
+from cellar_server.scheduler.scheduler import Scheduler
+from cellar_server.scheduler.work import Work
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.fakes.bench import Bench
+from tests.fakes.runtime import CounterRuntime, counter_model
+
+
+class Queue:
+    """A scheduler whose rows are known by their caller."""
+
+    def __init__(self, max_rows: int, capacity: int = 4096) -> None:
+        self.work = Work(capacity, 1)
+        self.scheduler = Scheduler(
+            self.work, CounterRuntime(), Cost(1e-4, 1e-5, 1e-5), max_rows=max_rows, budget_s=0.01
+        )
+
+    def add(self, caller: int, steps: list[int], *, is_bulk: bool = False) -> np.ndarray:
+        rows = self.work.take(len(steps))
+        self.work.caller[rows] = caller
+        self.work.steps[rows] = steps
+        self.work.limit(rows, np.inf, is_bulk)
+        self.scheduler.add(rows)
+        return rows
+
+    def run(self) -> np.ndarray:
+        """Rows of the next run; those that have steps left are ready again."""
+        rows, q = self.scheduler.next()
+        self.work.done[rows] += q
+        ended = self.work.done[rows] == self.work.steps[rows]
+        if not ended.all():
+            self.scheduler.add(rows[~ended])
+        return rows
+
+
+def test_one_greedy_caller_leaves_the_others_their_share() -> None:
+    queue = Queue(max_rows=8)
+    queue.add(1, [1] * 1000)
+    late = queue.add(2, [1] * 3)
+    assert set(late.tolist()) <= set(queue.run().tolist())
+    later = queue.add(3, [1])
+    assert later[0] in queue.run()
+
+
+def test_more_callers_than_rows_take_turns() -> None:
+    queue = Queue(max_rows=4)
+    for caller in range(10):
+        queue.add(caller, [1] * 50)
+    served = np.zeros(10, np.int64)
+    for _ in range(10):
+        served += np.bincount(queue.work.caller[queue.run()], minlength=10)
+    assert served.tolist() == [4] * 10
+
+
+def test_the_last_of_many_is_served_though_newcomers_never_end() -> None:
+    queue = Queue(max_rows=4)
+    mine = queue.add(0, [1] * 3)
+    seen: set[int] = set()
+    for turn in range(9):
+        queue.add(1000 + turn, [1] * 20)
+        for each in range(4):  # as many new callers as a run has rows
+            queue.add(1 + 4 * turn + each, [1])
+        seen |= set(queue.run().tolist()) & set(mine.tolist())
+    assert seen
+
+
+def test_bulk_rows_stay_behind_whoever_sends_them() -> None:
+    queue = Queue(max_rows=4)
+    queue.add(1, [1] * 4, is_bulk=True)
+    interactive = queue.add(2, [1] * 6)
+    assert set(queue.run().tolist()) <= set(interactive.tolist())
+
+
+@given(st.lists(st.tuples(st.integers(0, 6), st.integers(1, 40)), min_size=1, max_size=20), st.integers(1, 12))
+@settings(max_examples=60, deadline=None)
+def test_shares_of_a_run_are_equal_within_a_row(adds: list[tuple[int, int]], max_rows: int) -> None:
+    queue = Queue(max_rows)
+    for caller, count in adds:
+        queue.add(caller, [1] * count)
+    while queue.scheduler.has_ready:
+        ready = np.bincount(queue.work.caller[queue.scheduler.ready], minlength=7)
+        taken = np.bincount(queue.work.caller[queue.run()], minlength=7)
+        left = ready - taken
+        # whoever has rows left got as many as anybody, but for the one row that did not fit
+        assert not left.any() or taken[left > 0].min() >= taken.max() - 1
+
+
+@given(
+    st.lists(st.lists(st.tuples(st.integers(0, 5), st.integers(1, 60)), max_size=6), min_size=1, max_size=30),
+    st.integers(1, 8),
+)
+@settings(max_examples=60, deadline=None)
+def test_every_row_runs_within_a_bounded_number_of_runs(arrivals: list[list[tuple[int, int]]], max_rows: int) -> None:
+    queue = Queue(max_rows)
+    bounds: dict[int, int] = {}  # by row: the run by which it must have been taken
+    for turn in range(2000):
+        for caller, steps in arrivals[turn] if turn < len(arrivals) else []:
+            ready = queue.scheduler.ready
+            before = int((queue.work.caller[ready] == caller).sum())
+            (row,) = queue.add(caller, [steps])
+            # its caller's rows before it each take a round of six callers; a run may pass a row over once
+            bounds[int(row)] = turn + 2 * math.ceil(6 / max_rows) * (before + 1) + 2 * before + 2
+        if not queue.scheduler.has_ready:
+            if turn >= len(arrivals):
+                break
+            continue
+        for row in queue.run().tolist():
+            assert turn <= bounds.pop(row, turn)
+    assert not queue.scheduler.has_ready
+    assert not bounds
+
+
+@given(st.lists(st.tuples(st.integers(1, 3), st.integers(1, 30)), min_size=1, max_size=40), st.integers(1, 6))
+@settings(max_examples=40, deadline=None)
+def test_no_answer_changes_by_taking_turns(chunks: list[tuple[int, int]], max_rows: int) -> None:
+    bench = Bench(counter_model(), max_rows_per_run=max_rows)
+    handles = {stream: bench.open(len(chunks), stream) for stream in (1, 2, 3)}
+    for i, (stream, steps) in enumerate(chunks):
+        bench.send([handles[stream][i]], [0], [[1.0] * steps], stream=stream)
+    bench.run()
+    answers = bench.take()
+    for i, (stream, steps) in enumerate(chunks):
+        assert answers[handles[stream][i], 0].tolist() == list(range(1, steps + 1))
