@@ -15,6 +15,8 @@ BULK_PATIENCE = 8
 SHARE = 1 / 4
 # Least seconds of a run that is cut so.
 LEAST_RUN_S = 2e-3
+# Ready rows from which runs are long whatever waits: to cut so many costs more than it spares a newcomer.
+MANY_ROWS = 32
 # So many runs after an interactive row was taken, bulk rows are run in short runs: another one is likely to come.
 BULK_CAUTION = 64
 
@@ -128,5 +130,7 @@ class Scheduler:
             if not len(remaining) and not self._caution:
                 return self.budget_s
             self._caution = max(0, self._caution - 1)
+        if len(remaining) >= MANY_ROWS:
+            return self.budget_s
         waiting_s = self.cost.per_cell * float(remaining.sum())
         return min(self.budget_s, max(LEAST_RUN_S, SHARE * waiting_s))
