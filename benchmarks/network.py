@@ -79,8 +79,9 @@ def write_ceiling(path: Path, *, is_padded: bool = False) -> None:
     _save(body, inputs, {"yt": ["time", "batch", WIDTH], **nexts}, path)
 
 
-def write_entry(zoo: Path, hidden: int = HIDDEN) -> Path:
-    """The same network, or one of another width, as a zoo folder, its state one row; the folder."""
+def write_entry(zoo: Path, hidden: int = HIDDEN, *, has_int8: bool = False) -> Path:
+    """The same network, or one of another width, as a zoo folder, its state one row; the folder. has_int8: beside
+    float32, which needs cellar_models."""
     folder = zoo / NAME / "1"
     folder.mkdir(parents=True)
     nodes = [
@@ -115,6 +116,17 @@ def write_entry(zoo: Path, hidden: int = HIDDEN) -> Path:
     manifest.output.CopyFrom(StepSpec(dtype=FLOAT32, shape=[WIDTH]))
     manifest.architecture = f"LSTM, 2 layers of {hidden}"
     manifest.parity.tolerance = 1e-5
+    if has_int8:
+        from cellar_models.quantize import quantize
+
+        rng = np.random.default_rng(1)
+        feeds = {
+            "x": rng.standard_normal((64, 64, WIDTH), np.float32),
+            "state": rng.uniform(-0.5, 0.5, (64, 4 * hidden)).astype(np.float32),
+        }
+        onnx.save(quantize(onnx.load(folder / "model.onnx"), feeds).model, folder / "model.int8.onnx")
+        manifest.variants.add(precision="int8", step_file="model.int8.onnx")
+        manifest.sha256["model.int8.onnx"] = hashlib.sha256((folder / "model.int8.onnx").read_bytes()).hexdigest()
     manifest.sha256["model.onnx"] = hashlib.sha256((folder / "model.onnx").read_bytes()).hexdigest()
     (folder / "manifest.json").write_text(json_format.MessageToJson(manifest, preserving_proto_field_name=True))
     return folder

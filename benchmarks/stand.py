@@ -82,7 +82,8 @@ class Stand:
 
     def __enter__(self) -> Stand:
         with ExitStack() as stack:
-            network.write_entry(self.zoo)
+            has_int8 = any(map(is_quantised, self.flags.values()))
+            network.write_entry(self.zoo, has_int8=has_int8)
             if (ZOO / "describe").exists():
                 shutil.copytree(ZOO / "describe", self.zoo / "describe")
             network.write_ceiling(self.folder / "bare.onnx")
