@@ -11,7 +11,7 @@ import onnxruntime
 from cellar_proto.v1.manifest_pb2 import Graph, Manifest
 from cellar_proto.v1.tensor_pb2 import DataType
 
-from cellar_models.verify import CUTS, ROWS, Report, VerifyError, open_session
+from cellar_models.verify import CUTS, ROWS, Report, VerifyError, cut_sizes, open_session
 
 DTYPES = {DataType.FLOAT32: np.float32, DataType.INT64: np.int64, DataType.INT16: np.int16, DataType.UINT8: np.uint8}
 ONNX_TYPES = {
@@ -113,7 +113,7 @@ def compare(
         if not np.array_equal(y, whole[:rows]):
             differing_rows.add(rows)
         for cut in () if is_whole_only else (*CUTS, 0):
-            sizes = [cut] * (STEPS // cut) + ([STEPS % cut] if STEPS % cut else []) if cut else _random_cuts(rng)
+            sizes = cut_sizes(STEPS, cut, rng)
             found, state = step.in_cuts(x[:rows], start[:rows], sizes)
             note(f"cuts of {cut} steps" if cut else "random cuts", found, whole[:rows])
             note("state, by cuts", state, whole_state[:rows])
@@ -121,18 +121,8 @@ def compare(
                 (differing_rows if rows in differing_rows else differing_steps).add(
                     rows if rows in differing_rows else 1
                 )
-    report.is_bit_identical = len(differing_rows) == len(differing_steps) == 1
-    later = [rows for rows in ROWS if rows > max(differing_rows)]
-    report.min_rows = later[0] if later and len(differing_rows) > 1 else 1
-    report.min_steps = 2 if len(differing_steps) > 1 else 1
+    report.conclude(differing_rows, differing_steps)
     return report
-
-
-def _random_cuts(rng: np.random.Generator) -> list[int]:
-    sizes: list[int] = []
-    while sum(sizes) < STEPS:
-        sizes.append(int(min(rng.integers(1, 8), STEPS - sum(sizes))))
-    return sizes
 
 
 def check_containment(step: Step, x: np.ndarray, start: np.ndarray) -> None:

@@ -7,8 +7,6 @@ from typing import Any
 from cellar_server.runtime.base import StartupError
 from cellar_server.transport.base import Transport
 
-CHOICES = ("auto", "aio", "native")
-
 
 def is_native_built() -> bool:
     """`make native` was run for this Python."""
@@ -20,7 +18,8 @@ def is_native_built() -> bool:
 
 
 def open_transport(name: str, *, max_message_bytes: int, interceptors: tuple[Any, ...] = ()) -> Transport:
-    """The transport of one of CHOICES; StartupError for a native one that is not built. Use inside an event loop."""
+    """The transport called aio, native or auto (native where it is built); StartupError for a native one that is not
+    built. Use inside an event loop."""
     if name == "native" and not is_native_built():
         raise StartupError("transport native: it is not built for this Python (make native)")
     if name == "aio" or not is_native_built():

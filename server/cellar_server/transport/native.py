@@ -71,14 +71,6 @@ class NativeCall:
     def auth_context(self) -> dict[str, list[bytes]]:
         return self._identity
 
-    def peer_identities(self) -> list[bytes] | None:
-        names = self._identity.get("x509_subject_alternative_name") or self._identity.get("x509_common_name")
-        return names or None
-
-    def peer_identity_key(self) -> str | None:
-        found = [key for key in ("x509_subject_alternative_name", "x509_common_name") if key in self._identity]
-        return found[0] if found else None
-
     def cancelled(self) -> bool:
         return self._is_cancelled
 

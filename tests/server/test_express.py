@@ -1,0 +1,72 @@
+"""The short way: rows that need no queue."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from cellar_proto.v1.inference_pb2 import Frame
+from cellar_proto.v1.reason_pb2 import Reason
+from cellar_server.sessions.messages import Rows, RowsRefused, RowsReply
+
+from tests.fakes.bench import Bench
+from tests.fakes.runtime import CounterRuntime, counter_model
+
+
+class Transport:
+    """Whom single rows are answered to."""
+
+    def asker(self, call: int, is_step: bool) -> Any:
+        return self
+
+
+def rows(handles: list[int], position: int, steps: int) -> Rows:
+    n = len(handles)
+    data = np.ones(n * steps, np.float32).view(np.uint8)
+    counts, calls = np.full(n, steps), np.arange(n).astype(np.uint64)
+    none = np.full(n, -1)
+    handle, start = np.array(handles, np.uint64), np.full(n, position)
+    return Rows(
+        Transport(), b"", Frame(), calls, np.ones(n, np.int64), calls, handle, start, counts, none, 4 * counts, data
+    )
+
+
+@pytest.mark.parametrize(("steps", "runs"), [(1, [(8, 1)]), (150, [(4, 150), (4, 150)]), (400, None)])
+def test_rows_run_at_once_in_one_run_or_in_two(steps: int, runs: list[tuple[int, int]] | None) -> None:
+    runtime = CounterRuntime()
+    bench = Bench(counter_model(runtime), run_budget_ms=10.0)  # a cell costs 10 us: 8 rows of 150 steps are 12 ms
+    handles = bench.open(8)
+    bench.sessions.admit([rows(handles, 0, steps)])
+    assert bench.sessions.has_ready == (runs is None)  # too much even for two: the queue cuts it
+    bench.run()
+    bench.sessions.settle()
+    if runs is not None:
+        assert runtime.runs == runs
+    replies = bench.sessions.take_replies()
+    assert all(isinstance(reply, RowsReply) for reply in replies)
+    assert sorted(handle for reply in replies for handle in reply.handles.tolist()) == sorted(handles)
+    for reply in replies:
+        assert (reply.positions == steps).all()
+        found = reply.outputs.reshape(len(reply.handles), steps)
+        assert (found == np.arange(1, steps + 1)).all()
+
+
+def test_what_is_odd_takes_the_queue_and_is_answered_for_itself() -> None:
+    bench = Bench(counter_model(CounterRuntime()))
+    first, second = bench.open(2)
+    bench.sessions.admit([rows([first, second], 0, 1)])
+    bench.sessions.take_replies()
+    ahead = rows([first, second], 1, 1)
+    ahead.position = np.array([1, 5])
+    bench.sessions.admit([ahead])
+    bench.run()
+    bench.sessions.settle()
+    replies = bench.sessions.take_replies()
+    (answered,) = [reply for reply in replies if isinstance(reply, RowsReply)]
+    (refused,) = [reply for reply in replies if not isinstance(reply, RowsReply)]
+    assert answered.handles.tolist() == [first]
+    assert answered.positions.tolist() == [2]
+    assert isinstance(refused, RowsRefused)
+    assert refused.handles.tolist() == [second]
+    assert refused.error.reason == Reason.POSITION_GAP
