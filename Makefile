@@ -50,7 +50,7 @@ native: $(SERVE) ## build the native transport (needs CMake, a C++ compiler and 
 	cmake --install $(NATIVE) --prefix server/cellar_server/transport
 
 train: $(DEV) ## train, export and verify every zoo model again (CELLAR_DATA names the data folder)
-	for name in digits sentiment describe forecast; do $(BIN)/cellar-models train $$name && $(BIN)/cellar-models export $$name && $(BIN)/cellar-models export $$name --precision int8 || exit 1; done
+	for name in $$($(BIN)/cellar-models list); do $(BIN)/cellar-models train $$name && $(BIN)/cellar-models export $$name && $(BIN)/cellar-models export $$name --precision int8 || exit 1; done
 
 lint: $(DEV) ## style and the one-way imports
 	$(BIN)/ruff check .

@@ -13,7 +13,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="the models extra is not installed")
 
 from cellar_models import describe, digits, forecast, oracle, sentiment  # noqa: E402
-from cellar_models.cli import main  # noqa: E402
+from cellar_models.cli import MODELS, main  # noqa: E402
 from cellar_models.data import DataChanged, DataMissing, read  # noqa: E402
 from cellar_models.export import export, write_graphs  # noqa: E402
 from cellar_models.network import Network  # noqa: E402
@@ -111,7 +111,7 @@ def test_a_fixed_axis_is_found(tmp_path: Path) -> None:
         verify(network, tmp_path)
 
 
-@pytest.mark.parametrize("name", sorted(NETWORKS))
+@pytest.mark.parametrize("name", sorted(MODELS))
 def test_the_committed_artefacts_are_whole(name: str) -> None:
     folder = ZOO / name / "1"
     manifest = json_format.Parse((folder / "manifest.json").read_text(), Manifest())

@@ -12,6 +12,7 @@ torch = pytest.importorskip("torch", reason="the models extra is not installed")
 import onnx  # noqa: E402
 from cellar_models import oracle, sentiment, variants  # noqa: E402
 from cellar_models import quantize as quantize_module  # noqa: E402
+from cellar_models.cli import MODELS  # noqa: E402
 from cellar_models.export import export  # noqa: E402
 from cellar_models.network import Network  # noqa: E402
 from cellar_models.quantize import QuantizeError, quantize  # noqa: E402
@@ -154,7 +155,7 @@ def test_a_graph_without_recurrent_layers_is_refused() -> None:
         quantize(helper.make_model(graph), {"x": np.zeros(1, np.float32)})
 
 
-@pytest.mark.parametrize("name", ["describe", "digits", "forecast", "sentiment"])
+@pytest.mark.parametrize("name", sorted(MODELS))
 def test_every_committed_artefact_has_int8_and_its_card_says_how_good(name: str) -> None:
     folder = ZOO / name / "1"
     manifest = json_format.Parse((folder / "manifest.json").read_text(), Manifest())

@@ -12,7 +12,7 @@ from onnx import TensorProto, helper
 
 pytest.importorskip("torch", reason="the models extra is not installed")
 
-from cellar_models.cli import main
+from cellar_models.cli import MODELS, main
 from cellar_models.own.validate import validate
 
 from tests.fakes.zoo import read_manifest, write_counter, write_manifest
@@ -40,7 +40,7 @@ def rewired(entry: Path, nodes: list[onnx.NodeProto]) -> None:
     rehash(entry)
 
 
-@pytest.mark.parametrize("name", ["describe", "digits", "forecast", "sentiment"])
+@pytest.mark.parametrize("name", sorted(MODELS))
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
 def test_the_zoo_is_proved(name: str) -> None:
     found = validate(ZOO / name / "1")
