@@ -50,6 +50,7 @@ class Model:
     condition: DialogueActCodec | None = None
     vocabulary: Vocabulary | None = None
     pcm: PcmCodec | None = None
+    source: TextCodec | None = None  # of a condition that is a sequence
 
     @property
     def codec(self) -> TextCodec | PcmCodec | None:
@@ -117,6 +118,7 @@ def _manifest(entry: Entry) -> Manifest:
         *(variant.step_file for variant in manifest.variants),
         manifest.start_file,
         manifest.text.tokenizer_file,
+        manifest.prime.text.tokenizer_file,
         manifest.generation.vocabulary_file,
     ]
     for name in named:
@@ -150,8 +152,19 @@ def _check_sizes(manifest: Manifest) -> None:
         most = MAX_STATE if name == "state_size" else MAX_NUMBERS
         if len(shape) > 8 or math.prod(shape) > most or 0 in shape:
             raise ValueError(f"{name} is {' x '.join(map(str, shape))}; 1 to {most} numbers are served")
-    if max(manifest.parity.min_rows, manifest.text.max_word_bytes) > 1 << 16:
+    if max(manifest.parity.min_rows, manifest.text.max_word_bytes, manifest.prime.text.max_word_bytes) > 1 << 16:
         raise ValueError("parity.min_rows or text.max_word_bytes is over 65536")
+    prime = manifest.prime
+    if manifest.HasField("prime") and not prime.graph.file:
+        raise ValueError("the manifest's prime names no graph")
+    if not prime.is_recurrent and (
+        prime.WhichOneof("codec") == "text" or prime.max_steps or prime.HasField("end_id") or prime.is_prompt
+    ):
+        raise ValueError("prime.text, max_steps, end_id and is_prompt are for a prime that is_recurrent")
+    if (prime.WhichOneof("codec") == "text" or prime.HasField("end_id") or prime.is_prompt) and (
+        prime.condition.dtype != DataType.INT64 or prime.condition.shape
+    ):
+        raise ValueError("prime.text, end_id and is_prompt are for a condition of int64 ids")
 
 
 def serve_in(manifest: Manifest, precision: str) -> Manifest:
@@ -169,6 +182,8 @@ def serve_in(manifest: Manifest, precision: str) -> Manifest:
         if variant.precision == precision:
             served.precision = precision
             del served.sha256[served.step.file]
+            if served.prime.graph.file == served.step.file:
+                served.prime.graph.file = variant.step_file
             served.step.file = variant.step_file
             served.parity.CopyFrom(variant.parity)
         elif variant.step_file != served.step.file:
@@ -216,8 +231,8 @@ def _try_out(manifest: Manifest, runtime: Runtime) -> None:
 
 def _codecs(
     manifest: Manifest, folder: Path
-) -> tuple[TextCodec | None, DialogueActCodec | None, Vocabulary | None, PcmCodec | None]:
-    text = condition = vocabulary = pcm = None
+) -> tuple[TextCodec | None, DialogueActCodec | None, Vocabulary | None, PcmCodec | None, TextCodec | None]:
+    text = condition = vocabulary = pcm = source = None
     if manifest.position_unit == PositionUnit.SAMPLES:
         shape = list(manifest.input.shape)
         if manifest.input.dtype != DataType.INT16 or len(shape) != 1 or not 0 < shape[0] <= MAX_FRAME_SAMPLES:
@@ -228,6 +243,12 @@ def _codecs(
         size = text.tokenizer.get_vocab_size()
         if size > manifest.input.vocabulary:
             raise ValueError(f"the tokenizer has {size} tokens; the graph takes {manifest.input.vocabulary}")
+    if manifest.prime.WhichOneof("codec") == "text":
+        codec = manifest.prime.text
+        source = TextCodec(folder / codec.tokenizer_file, codec.max_word_bytes or 256)
+        size = source.tokenizer.get_vocab_size()
+        if size > manifest.prime.condition.vocabulary:
+            raise ValueError(f"the prime's tokenizer has {size} tokens; it takes {manifest.prime.condition.vocabulary}")
     if manifest.prime.WhichOneof("codec") == "dialogue_act":
         condition = DialogueActCodec(manifest.prime.dialogue_act)
         if list(manifest.prime.condition.shape) != [len(manifest.prime.dialogue_act.features)]:
@@ -236,4 +257,4 @@ def _codecs(
         vocabulary = Vocabulary(folder / manifest.generation.vocabulary_file, manifest.generation.separator)
         if [len(vocabulary.words)] != list(manifest.output.shape):
             raise ValueError(f"{len(vocabulary.words)} words; the graph emits {list(manifest.output.shape)} logits")
-    return text, condition, vocabulary, pcm
+    return text, condition, vocabulary, pcm, source

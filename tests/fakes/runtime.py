@@ -5,9 +5,11 @@ from __future__ import annotations
 import numpy as np
 from cellar_proto.v1.manifest_pb2 import (
     MANY_TO_MANY_ALIGNED,
+    MANY_TO_MANY_ENCODER_DECODER,
     ONE_TO_MANY,
     Generation,
     Manifest,
+    Prime,
     StatePart,
     StepSpec,
 )
@@ -92,3 +94,32 @@ def generator_model(runtime: CounterGenerator | None = None) -> Model:
     )
     manifest.prime.condition.CopyFrom(StepSpec(dtype=FLOAT32, shape=[1]))
     return Model(manifest, runtime or CounterGenerator())
+
+
+class Summer(CounterGenerator):
+    """A CounterGenerator primed with a sequence: the running sum of its ids, modulo 10, goes to the first emission.
+
+    primes: (rows, steps) of each priming run; fail_prime_on: numbers of those (from 0) that raise.
+    """
+
+    def __init__(self, fail_prime_on: frozenset[int] = frozenset()) -> None:
+        super().__init__()
+        self.primes: list[tuple[int, int]] = []
+        self.fail_prime_on = fail_prime_on
+
+    def prime(self, condition: np.ndarray, state: np.ndarray) -> np.ndarray:
+        assert condition.dtype == np.int64
+        self.primes.append(condition.shape)
+        if len(self.primes) - 1 in self.fail_prime_on:
+            raise RuntimeError("a secret of the runtime")
+        return (state + condition.sum(axis=1, keepdims=True)).astype(np.float32) % 10
+
+
+def summer_model(runtime: Summer | None = None, **prime: object) -> Model:
+    """A model on a Summer, whose condition is a sequence of ids below 10; prime: more fields of the manifest's."""
+    model = generator_model(runtime or Summer())
+    manifest = Manifest()
+    manifest.CopyFrom(model.manifest)
+    manifest.mode = MANY_TO_MANY_ENCODER_DECODER
+    manifest.prime.CopyFrom(Prime(is_recurrent=True, condition=StepSpec(dtype=INT64, vocabulary=10), **prime))
+    return Model(manifest, model.runtime)

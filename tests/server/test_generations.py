@@ -82,6 +82,16 @@ def test_a_kept_generation_goes_on_where_the_caller_stands(bench: Bench) -> None
     assert bench.replies[-1].finish == FINISH_END
 
 
+def test_another_call_takes_a_running_generation_over(bench: Bench) -> None:
+    ask(bench, first := Asker(), session_id="g")
+    bench.run(2)
+    assert emitted(bench) == {first: [1, 2]}
+    ask(bench, second := Asker(), session_id="g", position=1)
+    bench.run()
+    assert emitted(bench) == {first: [], second: [2, 3, 4, 5, 6, 7, 8]}
+    assert bench.sessions.is_idle
+
+
 @pytest.mark.parametrize(("position", "condition", "reason"), [(9, 0.0, "POSITION_GAP"), (0, 1.0, "POSITION_CONFLICT")])
 def test_a_kept_generation_refuses_what_does_not_fit(
     bench: Bench, position: int, condition: float, reason: str

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import onnxruntime
 import pytest
-from cellar_proto.v1.manifest_pb2 import Manifest
+from cellar_proto.v1.manifest_pb2 import Manifest, Prime
 from cellar_server import zoo
 from cellar_server.errors import CellarError
 from cellar_server.runtime.base import StartupError
@@ -23,6 +24,30 @@ def test_a_good_folder_is_found_and_loaded(tmp_path: Path) -> None:
     (entry,) = zoo.find(tmp_path)
     assert (entry.name, entry.version) == ("counter", 1)
     assert zoo.load(entry).manifest.state_size == 2
+
+
+def prime_by_step(manifest: Manifest, **fields: object) -> Prime:
+    """The step's graph takes in a condition that is a sequence."""
+    manifest.prime.CopyFrom(Prime(graph=manifest.step, condition=manifest.input, is_recurrent=True, **fields))
+    manifest.prime.graph.output = ""
+    return manifest.prime
+
+
+def test_the_steps_graph_may_be_the_primes(tmp_path: Path) -> None:
+    entry = write_counter(tmp_path)
+    add_int8(entry)
+    manifest = read_manifest(entry)
+    prime_by_step(manifest)
+    write_manifest(entry, manifest)
+    model = zoo.load(zoo.find(tmp_path)[0])
+    x, state = np.ones((3, 5, 2), np.float32), np.zeros((3, 2), np.float32)
+    assert model.runtime.prime(x, state).tolist() == [[5.0, 5.0]] * 3
+    assert model.manifest.prime.graph.file == "model.onnx"
+    int8 = zoo.load(zoo.find(tmp_path)[0], precision="int8")
+    assert int8.manifest.prime.graph.file == "model.int8.onnx"
+    # of parity.min_rows 2: a lone row goes beside its twin
+    assert int8.runtime.prime(x[:1], state[:1]).tolist() == [[5.0, 5.0]]
+    assert int8.runtime.twin_steps > 0
 
 
 def broken(change: Callable[[Manifest], object]) -> Callable[[Path], None]:
@@ -53,6 +78,9 @@ def broken(change: Callable[[Manifest], object]) -> Callable[[Path], None]:
         (broken(lambda m: setattr(m, "precision", "int8")), "to be served in 'int8'"),
         (broken(lambda m: m.variants.add(precision="int8", step_file="other.onnx")), "no entry for other.onnx"),
         (broken(lambda m: m.variants.add(precision="int8")), "to be served"),
+        (broken(lambda m: setattr(prime_by_step(m, max_steps=3), "is_recurrent", False)), "that is_recurrent"),
+        (broken(lambda m: prime_by_step(m, is_prompt=True)), "int64 ids"),
+        (broken(lambda m: prime_by_step(m).graph.ClearField("file")), "names no graph"),
     ],
 )
 def test_a_broken_folder_says_why(tmp_path: Path, breaking: Callable[[Path], object], message: str) -> None:

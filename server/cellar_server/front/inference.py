@@ -141,7 +141,9 @@ class Inference(inference_pb2_grpc.InferenceServicer):
             if not engine.manifest.HasField("generation"):
                 raise CellarError(Reason.UNSUPPORTED, f"model {request.model!r} does not generate")
             options = Options.from_proto(request.sampling, engine.manifest.generation, lambda: secrets.randbits(64))
-            with self.registry.rations.taken(caller.scope, engine.name, 1, 1, request.ByteSize()) as ration:
+            # what a sequence primes with are steps as its emissions are
+            steps = 1 + (len(request.text) if engine.manifest.prime.is_recurrent else 0)
+            with self.registry.rations.taken(caller.scope, engine.name, 1, steps, request.ByteSize()) as ration:
                 if ration is not None:
                     options = ration.options(request.sampling.max_steps, options)
                 replies = generate(

@@ -29,5 +29,5 @@ class Runtime(Protocol):
         ...
 
     def prime(self, condition: np.ndarray, state: np.ndarray) -> np.ndarray:
-        """condition: [batch, ...], state: float32 [batch, S] -> next state [batch, S]."""
+        """condition: [batch, ...] (a sequence: [batch, time, ...]), state: float32 [batch, S] -> next state."""
         ...

@@ -74,9 +74,11 @@ class OnnxRuntime:
         self._prime: onnxruntime.InferenceSession | None = None
         if manifest.HasField("prime"):
             graph = manifest.prime.graph
-            self._prime = self._open(graph, folder, options, providers)
-            _check(self._prime, graph, 1, _ONNX_TYPES[manifest.prime.condition.dtype], manifest)
-            self._prime_graph = graph
+            is_step = graph.file == manifest.step.file
+            self._prime = self._step if is_step else self._open(graph, folder, options, providers)
+            self._prime_graph, self._is_prime_recurrent = graph, manifest.prime.is_recurrent
+            axes = 2 if self._is_prime_recurrent else 1
+            _check(self._prime, graph, axes, _ONNX_TYPES[manifest.prime.condition.dtype], manifest)
 
     @staticmethod
     def _open(
@@ -100,8 +102,13 @@ class OnnxRuntime:
     def prime(self, condition: np.ndarray, state: np.ndarray) -> np.ndarray:
         if self._prime is None:
             raise GraphMismatch("the model has no prime graph")
-        graph = self._prime_graph
-        return self._prime.run([graph.state_output], {graph.input: condition, graph.state_input: state})[0]
+        graph, rows = self._prime_graph, len(condition)
+        if self._is_prime_recurrent and rows < self._min_rows:
+            self.twin_steps += (self._min_rows - rows) * condition.shape[1]
+            places = np.arange(self._min_rows) % rows
+            condition, state = condition[places], state[places]
+        following = self._prime.run([graph.state_output], {graph.input: condition, graph.state_input: state})[0]
+        return following[:rows]
 
 
 def _start(manifest: Manifest, folder: Path) -> np.ndarray:

@@ -34,6 +34,7 @@ class Scheduler:
         max_rows: int,
         budget_s: float,
         is_exact: bool = False,
+        is_priming: bool = False,
     ) -> None:
         self.work = work
         self.runtime = runtime
@@ -41,6 +42,8 @@ class Scheduler:
         self.max_rows = max_rows
         self.budget_s = budget_s
         self.is_exact = is_exact
+        self.is_priming = is_priming  # rows may be of the prime graph: a run is of one graph
+        self._prime_is_next = True
         self._ready = np.zeros(0, np.int64)
         self._turns = Turns(work)
         self._caution = 0
@@ -80,7 +83,23 @@ class Scheduler:
         return rows
 
     def next(self) -> tuple[np.ndarray, int]:
-        """The next run: rows of work [batch], removed from the queue, and its steps. Something must be ready."""
+        """The next run: rows of work [batch], removed from the queue, and its steps. Something must be ready. Where
+        rows of both graphs are ready, the graphs take turns."""
+        if not self.is_priming:
+            return self._next()
+        is_prime = self.work.kind[self._ready] == Kind.PRIMING
+        if is_prime.all() or not is_prime.any():
+            return self._next()
+        is_mine = is_prime == self._prime_is_next
+        self._prime_is_next = not self._prime_is_next
+        aside = self._ready[~is_mine]
+        self._ready = self._ready[is_mine]
+        rows, q = self._next()
+        self.work.waited[aside] += 1
+        self._ready = np.concatenate([aside, self._ready])
+        return rows, q
+
+    def _next(self) -> tuple[np.ndarray, int]:
         work, ready = self.work, self._ready
         is_bulk = work.is_bulk[ready] if work.num_limited else None
         waits = None

@@ -20,6 +20,7 @@ class Kind:
     CHUNK = 0
     SEQUENCE = 1
     GENERATION = 2
+    PRIMING = 3  # a generation before its first step: the prime graph takes in its condition
 
 
 class Lot:

@@ -125,8 +125,14 @@ class Core:
 
     @property
     def can_hold_sessions(self) -> bool:
+        """Sessions of chunks; those of generations are another thing."""
         manifest = self.model.manifest
-        return not manifest.is_whole_only and manifest.mode != Mode.ONE_TO_MANY
+        return not manifest.is_whole_only and not self.only_generates
+
+    @property
+    def only_generates(self) -> bool:
+        """Its outputs are wanted as the next inputs alone: it takes no chunks and no whole sequences."""
+        return self.model.manifest.mode in (Mode.ONE_TO_MANY, Mode.MANY_TO_MANY_ENCODER_DECODER)
 
     def time(self, kind: int, owner: int, timing: Timing | None) -> None:
         """A request was admitted; its runs are timed where somebody traces it."""

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, field, replace
 
 import numpy as np
-from cellar_proto.v1.manifest_pb2 import Manifest, Mode
+from cellar_proto.v1.manifest_pb2 import Manifest
 from cellar_proto.v1.reason_pb2 import Reason
 from cellar_proto.v1.sampling_pb2 import FinishReason
 from cellar_proto.v1.state_pb2 import GenerationState, SessionState
@@ -34,6 +34,7 @@ class _Generation:
 
     request: GenerateRequest
     values: dict[str, str]
+    begin_id: int  # what the first step takes in
     work: int = -1
     slot: int = -1
     credits: int = 0
@@ -42,6 +43,7 @@ class _Generation:
     ending: bytes = b""
     finish: FinishReason = FinishReason.FINISH_REASON_UNSPECIFIED
     is_parked: bool = False
+    is_primed: bool = True  # else its row of work is on the way there, and its session stands at the start
     is_fork: bool = False  # it has emitted nothing since it was copied: its options may still change
     was_stored: bool = False  # it was taken up from a store, where it may stand earlier than its caller
     waits_since: float | None = None  # its caller has had no emission of this call yet
@@ -78,15 +80,15 @@ class Generations:
                     continue
                 self.core.check_time((request.deadline_s or math.inf) - now, request.caller)
                 self.core.check_new(request.caller)
-                condition, values = self._read(request)
-                self.core.check_room(1, 0)
+                condition, values, begin_id = self._read(request)
+                self.core.check_room(1, condition.nbytes)
                 slot = -1
                 if request.session_id:
                     slot = self.core.open_slot(key_of(request.session_id), 0.0, 0.0)
             except CellarError as error:
                 self._refuse(request, error)
                 continue
-            generation = _Generation(request, values, slot=slot)
+            generation = _Generation(request, values, begin_id, slot=slot)
             if slot >= 0:
                 self._kept[slot] = generation
                 self.core.durability.change(np.array([slot]))
@@ -98,11 +100,12 @@ class Generations:
             self._prime(begun, conditions)
 
     def _check_model(self) -> None:
-        manifest = self.core.model.manifest
-        if manifest.mode != Mode.ONE_TO_MANY or not manifest.HasField("generation"):
+        if not self.core.model.manifest.HasField("generation"):
             raise CellarError(Reason.UNSUPPORTED, "the model does not generate")
-        if manifest.prime.is_recurrent:
-            raise CellarError(Reason.UNSUPPORTED, "priming with a sequence is not served yet")
+
+    def has(self, slot: int) -> bool:
+        """A session is a generation, not one of chunks."""
+        return slot in self._kept
 
     def _find(self, request: GenerateRequest) -> _Generation | None:
         """The kept generation that a request goes on with; None where it begins one."""
@@ -118,6 +121,8 @@ class Generations:
             return None
         slot = directory.slot_of(request.session_id, core.number)
         core.durability.check_slot(slot)
+        if slot not in self._kept:
+            raise CellarError(Reason.UNSUPPORTED, "the session is one of chunks, not a generation")
         kept = self._kept[slot]
         is_free = kept.is_fork and request.position == len(kept.ids)
         if (request.text, request.condition) != (kept.request.text, kept.request.condition) or not (
@@ -137,8 +142,52 @@ class Generations:
             )
         return kept
 
-    def _read(self, request: GenerateRequest) -> tuple[np.ndarray, dict[str, str]]:
-        """The condition's numbers, and the values that its placeholders stand for."""
+    def _read(self, request: GenerateRequest) -> tuple[np.ndarray, dict[str, str], int]:
+        """The condition's numbers, the values that its placeholders stand for, and the first step's input."""
+        manifest = self.core.model.manifest
+        begin_id = manifest.generation.begin_id
+        if not manifest.prime.is_recurrent:
+            return (*self._read_vector(request), begin_id)
+        sequence = self._read_sequence(request)
+        if manifest.prime.is_prompt:
+            return sequence[:-1], {}, int(sequence[-1])
+        return sequence, {}, begin_id
+
+    def _read_sequence(self, request: GenerateRequest) -> np.ndarray:
+        """Steps of a condition that is a sequence: [time, ...], at least one."""
+        model, prime = self.core.model, self.core.model.manifest.prime
+        spec, most = prime.condition, min(prime.max_steps or self.core.config.max_chunk, self.core.config.max_chunk)
+        if model.source is not None:
+            if request.condition:
+                raise CellarError(Reason.INVALID_CONDITION, "the model takes its condition as text")
+            if len(request.text) > self.core.config.max_chunk:
+                raise CellarError(
+                    Reason.TOO_LARGE,
+                    f"the condition has {len(request.text)} bytes; at most {self.core.config.max_chunk} are taken",
+                )
+            _check_text(request.text)
+            values = model.source.take(b"", request.text, True)[0]
+        else:
+            dtype = np.dtype(NAMES[spec.dtype])
+            size = math.prod(spec.shape) * dtype.itemsize
+            if request.text or len(request.condition) % size:
+                raise CellarError(
+                    Reason.SHAPE_MISMATCH,
+                    f"the condition is {len(request.condition)} bytes; a step of {dtype} {list(spec.shape)} is {size}",
+                )
+            values = np.frombuffer(request.condition, dtype).reshape(-1, *spec.shape)
+            _check_values(values, spec.vocabulary)
+        if prime.is_prompt:
+            values = np.append(np.int64(model.manifest.generation.begin_id), values)
+        elif not len(values):
+            raise CellarError(Reason.EMPTY_INPUT, "the condition is empty")
+        if prime.HasField("end_id"):
+            values = np.append(values, prime.end_id)
+        if len(values) > most:
+            raise CellarError(Reason.TOO_LARGE, f"the condition has {len(values)} steps; at most {most} are taken")
+        return values
+
+    def _read_vector(self, request: GenerateRequest) -> tuple[np.ndarray, dict[str, str]]:
         model = self.core.model
         manifest = model.manifest
         if not manifest.HasField("prime"):
@@ -150,10 +199,8 @@ class Generations:
                 raise CellarError(Reason.INVALID_CONDITION, "the model takes its condition as text")
             if not request.text:
                 raise CellarError(Reason.EMPTY_INPUT, "the condition is empty")
-            try:
-                return model.condition.read(request.text)
-            except UnicodeDecodeError as error:
-                raise CellarError(Reason.INVALID_TEXT, f"the condition is not UTF-8 at byte {error.start}") from None
+            _check_text(request.text)
+            return model.condition.read(request.text)
         spec = manifest.prime.condition
         dtype = np.dtype(NAMES[spec.dtype])
         expected = math.prod(spec.shape) * dtype.itemsize
@@ -163,10 +210,7 @@ class Generations:
                 f"the condition is {len(request.condition)} bytes; {dtype} {list(spec.shape)} is {expected}",
             )
         values = np.frombuffer(request.condition, dtype).reshape(tuple(spec.shape))
-        if dtype.kind == "f" and not np.isfinite(values).all():
-            raise CellarError(Reason.NON_FINITE_INPUT, "the condition holds NaN or an infinity")
-        if spec.vocabulary and not ((values >= 0) & (values < spec.vocabulary)).all():
-            raise CellarError(Reason.OUT_OF_VOCABULARY, f"the condition has an id outside 0..{spec.vocabulary - 1}")
+        _check_values(values, spec.vocabulary)
         return values, {}
 
     def _attach(self, generation: _Generation, request: GenerateRequest, now: float) -> None:
@@ -184,7 +228,7 @@ class Generations:
         work.stream[w] = -1
         work.caller[w] = request.caller
         work.limit(np.array([w]), request.deadline_s or np.inf, False)
-        work.last[w] = generation.ids[-1] if generation.ids else self.core.model.manifest.generation.begin_id
+        work.last[w] = generation.ids[-1] if generation.ids else generation.begin_id
         self._by_work[w] = generation
         self.core.time(Kind.GENERATION, w, request.timing)
         self._by_to[id(request.to)] = generation
@@ -193,6 +237,10 @@ class Generations:
 
     def _prime(self, begun: list[_Generation], conditions: list[np.ndarray]) -> None:
         core = self.core
+        if core.model.manifest.prime.is_recurrent:
+            for generation, condition in zip(begun, conditions, strict=True):
+                self._queue(generation, condition)
+            return
         rows = np.array([generation.work for generation in begun])
         state = np.tile(core.model.runtime.start, (len(rows), 1))
         if core.model.manifest.HasField("prime"):
@@ -201,10 +249,33 @@ class Generations:
         core.work.state[rows] = state
         core.scheduler.add(rows)
 
+    def _queue(self, generation: _Generation, condition: np.ndarray) -> None:
+        """Makes a generation's row of work ready for its priming, cut as a chunk is. condition: [time, ...]."""
+        core, work, w = self.core, self.core.work, generation.work
+        work.state[w] = core.model.runtime.start
+        generation.is_primed = not len(condition)
+        if len(condition):
+            work.kind[w] = Kind.PRIMING
+            work.lot[w] = work.add_lot(condition, 1)
+            work.offset[w], work.steps[w] = 0, len(condition)
+        core.scheduler.add(np.array([w]))
+
+    def take_in(self, rows: np.ndarray, q: int, state: np.ndarray) -> None:
+        """q steps of the conditions of rows [n] were primed with; state: float32 [n, S]."""
+        work = self.core.work
+        work.state[rows] = state
+        work.done[rows] += q
+        for w in rows[work.done[rows] == work.steps[rows]].tolist():
+            work.drop(int(work.lot[w]), 1)
+            work.kind[w], work.lot[w], work.steps[w], work.done[w] = Kind.GENERATION, -1, 1, 0
+            self._by_work[w].is_primed = True
+        self.core.scheduler.add(rows)
+
     def _resume(self, kept: _Generation, request: GenerateRequest, now: float) -> None:
         """Sends what was made from the asked position on, then lets the generation go on."""
         core = self.core
         if kept.work >= 0:  # an earlier asker, which may not know yet that it is gone
+            core.scheduler.remove(np.array([kept.work]))
             self._detach(kept, now)
             self._end_call(kept, CellarError(Reason.CANCELLED, "another call goes on with this session"))
         if not kept.finish:
@@ -223,6 +294,9 @@ class Generations:
             if replayed:
                 kept.waits_since = None
             kept.credits = request.credits - replayed
+            if not kept.is_primed:
+                self._queue(kept, self._read(request)[0])
+                return
             w = np.array([kept.work])
             core.work.state[w] = core.table.state[kept.slot]
             if kept.credits > 0:
@@ -370,7 +444,7 @@ class Generations:
         core = self.core
         w = generation.work
         if generation.slot >= 0:
-            core.table.state[generation.slot] = core.work.state[w]
+            core.table.state[generation.slot] = self._row(generation)
             core.table.position[generation.slot] = core.table.accepted[generation.slot] = len(generation.ids)
             core.table.in_flight[generation.slot] = 0
             core.table.last_use[generation.slot] = now
@@ -380,6 +454,10 @@ class Generations:
         core.timings.pop((Kind.GENERATION, w), None)
         generation.work = -1
         core.work.give_back(np.array([w]))
+
+    def _row(self, generation: _Generation) -> np.ndarray:
+        """The state row of a generation that has a row of work: it is primed as a whole or not at all."""
+        return self.core.work.state[generation.work] if generation.is_primed else self.core.model.runtime.start
 
     # -- as one piece --------------------------------------------------------------------------------------------
 
@@ -391,7 +469,7 @@ class Generations:
             return None
         table, request = self.core.table, generation.request
         if generation.work >= 0:
-            table.state[slot] = self.core.work.state[generation.work]
+            table.state[slot] = self._row(generation)
             table.position[slot] = table.accepted[slot] = len(generation.ids)
         return GenerationState(
             text=request.text,
@@ -419,16 +497,19 @@ class Generations:
     def read(self, slot: int, state: GenerationState) -> None:
         """Puts a checked generation into a slot whose row and position are its own."""
         request = _request(state, self.core.model.manifest)
-        _, values = self._read(request)
+        _, values, begin_id = self._read(request)
         made = _Generation(
             request,
             values,
+            begin_id,
             slot=slot,
             ids=list(state.ids),
             log_probabilities=list(state.log_probabilities),
             finish=state.finish,
             is_fork=state.is_fork,
             was_stored=True,
+            # without an emission nobody can tell, and to prime it again gives the same
+            is_primed=bool(state.ids) or not self.core.model.manifest.prime.is_recurrent,
         )
         made.ending = self._text(made, 0)[-MAX_STOP_BYTES:]
         self._kept[slot] = made
@@ -455,6 +536,20 @@ def _request(state: GenerationState, manifest: Manifest) -> GenerateRequest:
     """What began a generation; INVALID_SAMPLING."""
     options = Options.from_proto(state.sampling, manifest.generation, lambda: 0)
     return GenerateRequest(None, state.text, state.condition, options)
+
+
+def _check_text(text: bytes) -> None:
+    try:
+        text.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise CellarError(Reason.INVALID_TEXT, f"the condition is not UTF-8 at byte {error.start}") from None
+
+
+def _check_values(values: np.ndarray, vocabulary: int) -> None:
+    if values.dtype.kind == "f" and not np.isfinite(values).all():
+        raise CellarError(Reason.NON_FINITE_INPUT, "the condition holds NaN or an infinity")
+    if vocabulary and not ((values >= 0) & (values < vocabulary)).all():
+        raise CellarError(Reason.OUT_OF_VOCABULARY, f"the condition has an id outside 0..{vocabulary - 1}")
 
 
 def _same_options(later: Options, first: Options) -> bool:

@@ -40,7 +40,7 @@ class Predicts:
         core, work = self.core, self.core.work
         try:
             core.check_open()
-            if core.model.manifest.mode == Mode.ONE_TO_MANY:
+            if core.only_generates:
                 raise CellarError(Reason.UNSUPPORTED, "the model generates: call Generate")
             if not request.lengths:
                 raise CellarError(Reason.EMPTY_INPUT, "the call holds no sequence")

@@ -31,6 +31,7 @@ class Run:
     state: np.ndarray
     cost_s: float
     took_s: float = 0.0
+    is_prime: bool = False  # of the prime graph, which has no y
     timed: Sequence[Timing] = ()  # of its rows' requests that somebody traces
 
 
@@ -61,17 +62,18 @@ class Runs:
         core.pressure.begin(len(rows), now)
         x, state = self._gather(rows, q)
         work = core.work
-        waited = (now - work.arrived[rows])[(work.done[rows] == 0) & (work.kind[rows] != Kind.GENERATION)]
+        waited = (now - work.arrived[rows])[(work.done[rows] == 0) & (work.kind[rows] < Kind.GENERATION)]
         core.counts.queue_rows += len(waited)
         core.counts.queue.add_all(waited)
         run = Run(rows, x, state, float(core.scheduler.cost(len(rows), q)))
+        run.is_prime = bool(work.kind[rows[0]] == Kind.PRIMING)
         if core.timings:
             run.timed = self._begin_timed(rows, now)
         return run
 
     def _begin_timed(self, rows: np.ndarray, now: float) -> list[Timing]:
         work = self.core.work
-        kinds = work.kind[rows]
+        kinds = np.minimum(work.kind[rows], Kind.GENERATION)
         owners = np.where(kinds == Kind.GENERATION, rows, work.owner[rows])
         taking_part = set(zip(kinds.tolist(), owners.tolist(), strict=True))
         timed = [timing for key, timing in self.core.timings.items() if key in taking_part]
@@ -83,7 +85,10 @@ class Runs:
         """What a run gives; any thread may compute it."""
         begun = self.core.clock()
         try:
-            return self.core.model.runtime.step(run.x, run.state)
+            runtime = self.core.model.runtime
+            if run.is_prime:
+                return run.x[:, :0], runtime.prime(run.x, run.state)
+            return runtime.step(run.x, run.state)
         except Exception:
             return self.fault("a run failed", Reason.RUN_FAILED)
         finally:
@@ -101,6 +106,10 @@ class Runs:
             return
         y, state = outcome
         q = run.x.shape[1]
+        if run.is_prime:
+            core.counts.prime_runs += 1
+            self.generations.take_in(run.rows, q, state)
+            return
         self.count(len(run.rows), q, run.took_s)
         self._scatter(run.rows, q, y, state)
 
@@ -137,7 +146,11 @@ class Runs:
             if n == 1 or (first == np.arange(at, at + n * q, q)).all():
                 return inputs[at : at + n * q].reshape(n, q, *inputs.shape[1:]), state
             return inputs[first[:, None] + np.arange(q)], state
-        x = np.empty((len(rows), q, *runtime.input_shape), runtime.input_dtype)
+        if work.kind[rows[0]] == Kind.PRIMING:
+            like = work.lots[int(lots[0])].inputs
+            x = np.empty((len(rows), q, *like.shape[1:]), like.dtype)
+        else:
+            x = np.empty((len(rows), q, *runtime.input_shape), runtime.input_dtype)
         fed_back = work.kind[rows] == Kind.GENERATION
         if fed_back.any():
             x[fed_back, 0] = work.last[rows[fed_back]]
@@ -240,8 +253,8 @@ class Runs:
             self.frames.fail(rows[kind == Kind.CHUNK], error, now)
         if (kind == Kind.SEQUENCE).any():
             self.predicts.fail(rows[kind == Kind.SEQUENCE], error)
-        if (kind == Kind.GENERATION).any():
-            self.generations.fail(rows[kind == Kind.GENERATION], error, now)
+        if (kind >= Kind.GENERATION).any():
+            self.generations.fail(rows[kind >= Kind.GENERATION], error, now)
 
     def fault(self, what: str, reason: Reason) -> CellarError:
         """Logs the exception being handled; the error that names it."""

@@ -73,6 +73,7 @@ class Sessions(Verbs):
             max_rows=config.max_rows_per_run,
             budget_s=config.run_budget_ms / 1000,
             is_exact=model.manifest.is_whole_only,
+            is_priming=model.manifest.prime.is_recurrent,
         )
         core = Core(
             model,
@@ -95,7 +96,7 @@ class Sessions(Verbs):
         self.predicts = Predicts(core)
         self.runs = Runs(core, frames, self.predicts, generations)
         self.express = Express(core, frames, self.runs)
-        self.rows = RowsIn(core, frames, self.express, self._slot)
+        self.rows = RowsIn(core, frames, self.express, self._chunk_slot)
 
     # -- the engine's step ---------------------------------------------------------------------------------------
 
@@ -208,14 +209,14 @@ class Sessions(Verbs):
         """The session of a chunk by id, and whether it was opened for it."""
         core = self.core
         if not request.opens:
-            return self._slot(request.id), False
+            return self._chunk_slot(request.id), False
         if not core.can_hold_sessions:
             raise CellarError(Reason.UNSUPPORTED, "this model keeps no sessions")
         core.check_open()
         self.durability.check_held()
         check_id(request.id)
         if request.position == 0 and core.directory.has(request.id):
-            return core.directory.slot_of(request.id, core.number), False
+            return self._chunk_slot(request.id), False
         core.check_new(request.caller)
         slot = core.open_slot(key_of(request.id), 0.0, 0.0)
         self._begin(slot, b"")

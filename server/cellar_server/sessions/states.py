@@ -84,7 +84,7 @@ class States:
             (len(state.tail) > 1 << 16, "the state's tail is too long"),
             (bool(state.tail) and self.core.model.codec is None, "the model keeps no tail"),
             (
-                state.HasField("generation") == self.core.can_hold_sessions,
+                not (manifest.HasField("generation") if state.HasField("generation") else self.core.can_hold_sessions),
                 "a state of a generation, or of none, does not fit the model",
             ),
         ):

@@ -83,6 +83,13 @@ class Verbs:
         self.durability.check_slot(slot)
         return slot
 
+    def _chunk_slot(self, id: str) -> int:
+        """As `_slot`, and UNSUPPORTED where the session is a generation, which takes no chunks."""
+        slot = self._slot(id)
+        if self.generations.has(slot):
+            raise CellarError(Reason.UNSUPPORTED, f"session {shown(id)!r} is a generation: it takes no chunks")
+        return slot
+
     # -- open and look -------------------------------------------------------------------------------------------
 
     def open(
@@ -126,7 +133,7 @@ class Verbs:
         return opened
 
     def _take_up(self, id: str) -> int:
-        slot = self._slot(id)
+        slot = self._chunk_slot(id)
         self.core.table.last_use[slot] = self.core.clock()
         self.durability.change(np.array([slot]))
         return slot

@@ -45,11 +45,12 @@ class Signature:
         manifest = engine.manifest
         if manifest.HasField("generation"):
             condition = manifest.prime.condition
-            is_text = engine.model.condition is not None
+            is_text = engine.model.condition is not None or engine.model.source is not None
+            time = (-1,) if manifest.prime.is_recurrent else ()
             given = (
                 Place("text", "BYTES", (1,))
                 if is_text
-                else Place("condition", DATATYPES[condition.dtype], tuple(condition.shape))
+                else Place("condition", DATATYPES[condition.dtype], (*time, *condition.shape))
             )
             outputs = [Place("ids", "INT64", (-1,)), Place("log_probabilities", "FP32", (-1,))]
             if engine.model.vocabulary is not None:
