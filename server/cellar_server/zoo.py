@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 from cellar_proto.v1.manifest_pb2 import Manifest, Mode, PositionUnit
+from cellar_proto.v1.manifest_pb2 import TextCodec as TextSpec
 from cellar_proto.v1.reason_pb2 import Reason
 from cellar_proto.v1.tensor_pb2 import DataType
 from google.protobuf import json_format
@@ -239,13 +240,12 @@ def _codecs(
             raise ValueError(f"positions in samples need int16 frames of 1 to {MAX_FRAME_SAMPLES} samples, not {shape}")
         pcm = PcmCodec(shape[0])
     if manifest.HasField("text"):
-        text = TextCodec(folder / manifest.text.tokenizer_file, manifest.text.max_word_bytes or 256)
+        text = _text(manifest.text, folder)
         size = text.tokenizer.get_vocab_size()
         if size > manifest.input.vocabulary:
             raise ValueError(f"the tokenizer has {size} tokens; the graph takes {manifest.input.vocabulary}")
     if manifest.prime.WhichOneof("codec") == "text":
-        codec = manifest.prime.text
-        source = TextCodec(folder / codec.tokenizer_file, codec.max_word_bytes or 256)
+        source = _text(manifest.prime.text, folder)
         size = source.tokenizer.get_vocab_size()
         if size > manifest.prime.condition.vocabulary:
             raise ValueError(f"the prime's tokenizer has {size} tokens; it takes {manifest.prime.condition.vocabulary}")
@@ -258,3 +258,7 @@ def _codecs(
         if [len(vocabulary.words)] != list(manifest.output.shape):
             raise ValueError(f"{len(vocabulary.words)} words; the graph emits {list(manifest.output.shape)} logits")
     return text, condition, vocabulary, pcm, source
+
+
+def _text(spec: TextSpec, folder: Path) -> TextCodec:
+    return TextCodec(folder / spec.tokenizer_file, spec.max_word_bytes or 256, is_by_character=spec.is_by_character)

@@ -16,7 +16,7 @@ from cellar_server.codecs.vocabulary import Vocabulary
 from cellar_server.errors import CellarError
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, normalizers, pre_tokenizers
+from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers
 from tokenizers.models import WordLevel
 
 from tests.fakes.bench import reason_of
@@ -60,6 +60,41 @@ def test_ids_do_not_depend_on_the_cut(codec: TextCodec, text: str, cuts: list[in
         found += ids.tolist()
     ids, tail = codec.take(tail, b"", True)
     assert found + ids.tolist() == whole.tolist()
+
+
+@pytest.fixture(scope="module")
+def by_character(tmp_path_factory: pytest.TempPathFactory) -> TextCodec:
+    characters = ["[UNK]", "a", " ", "\n", "é", "日", "\u0301"]
+    tokenizer = Tokenizer(WordLevel({c: i for i, c in enumerate(characters)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    file = tmp_path_factory.mktemp("characters") / "tokenizer.json"
+    tokenizer.save(str(file))
+    return TextCodec(file, is_by_character=True)
+
+
+@given(st.text(st.sampled_from("a \n\r\té日\u0301x🙂"), max_size=20), st.lists(st.integers(0, 80), max_size=8))
+def test_by_character_nothing_but_half_a_character_is_held_back(
+    by_character: TextCodec, text: str, cuts: list[int]
+) -> None:
+    known = {"a": 1, " ": 2, "\n": 3, "é": 4, "日": 5, "\u0301": 6}
+    data = text.encode()
+    places = sorted({0, len(data), *(c for c in cuts if c < len(data))})
+    found, tail = [], b""
+    for low, high in pairwise(places):
+        ids, tail = by_character.take(tail, data[low:high], False)
+        found += ids.tolist()
+        assert len(found) == len(data[:high].decode(errors="ignore"))
+        assert len(tail) < 4
+    assert found == [known.get(c, 0) for c in text]
+    assert by_character.take(tail, b"", True)[0].tolist() == []
+
+
+def test_a_tokenizer_of_words_is_none_of_characters(tmp_path: Path) -> None:
+    tokenizer = Tokenizer(WordLevel({"[UNK]": 0}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.save(str(tmp_path / "words.json"))
+    with pytest.raises(ValueError, match="one id for every character"):
+        TextCodec(tmp_path / "words.json", is_by_character=True)
 
 
 @pytest.mark.parametrize(("data", "end"), [(b"a \xff b", False), (b"a \xc3", True), (b"\xc3(", False)])

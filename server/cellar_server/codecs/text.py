@@ -12,17 +12,23 @@ from cellar_server.errors import CellarError
 
 
 class TextCodec:
-    """Cuts text at white space and encodes whole words, so that ids do not depend on how the text was cut."""
+    """Cuts text at white space and encodes whole words, or (is_by_character) cuts it anywhere and encodes every
+    character, white space too: ids do not depend on how the text was cut."""
 
     # what a whole sequence that gives no step is answered with
     nothing = "the text holds no word"
 
-    def __init__(self, tokenizer_file: Path, max_word_bytes: int = 256) -> None:
+    def __init__(self, tokenizer_file: Path, max_word_bytes: int = 256, *, is_by_character: bool = False) -> None:
         self.tokenizer = Tokenizer.from_str(tokenizer_file.read_text("utf-8"))
         self.max_word_bytes = max_word_bytes
+        self.is_by_character = is_by_character
+        # a letter, two kinds of white space, a letter that was hardly in any training text, a mark on the one before
+        if is_by_character and len(self._encode("a \n\u1e9e\u0301")) != 5:
+            raise ValueError(f"{tokenizer_file.name} does not give one id for every character")
 
     def take(self, tail: bytes, chunk: bytes, end: bool) -> tuple[np.ndarray, bytes]:
-        """Ids int64 [n] of the words that are now whole, and the new tail (at most max_word_bytes).
+        """Ids int64 [n] of the words (characters) that are now whole, and the new tail (at most max_word_bytes, by
+        characters at most 3 bytes).
 
         tail: what was held back; end: nothing follows, so the last word is whole too. A word longer than max_word_bytes
         is cut there, before the character that would go over. INVALID_TEXT for bytes that are not UTF-8, by their
@@ -38,6 +44,8 @@ class TextCodec:
                     Reason.INVALID_TEXT, f"the text is not UTF-8 at byte {error.start - len(tail)} of the chunk"
                 ) from None
             text, rest = data[: error.start].decode("utf-8"), data[error.start :]
+        if self.is_by_character:
+            return np.array(self._encode(text), np.int64), rest
         words: list[str] = []
         for word, is_open in _words(text):
             pieces = self._cut(word)
@@ -49,6 +57,9 @@ class TextCodec:
             return np.zeros(0, np.int64), rest
         encodings = self.tokenizer.encode_batch(words, add_special_tokens=False)
         return np.array([id for encoding in encodings for id in encoding.ids], np.int64), rest
+
+    def _encode(self, text: str) -> list[int]:
+        return self.tokenizer.encode(text, add_special_tokens=False).ids
 
     def _cut(self, word: str) -> list[str]:
         """A word in pieces of at most max_word_bytes."""

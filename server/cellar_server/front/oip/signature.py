@@ -43,7 +43,8 @@ class Signature:
     @staticmethod
     def of(engine: Engine, config: Config) -> Signature:
         manifest = engine.manifest
-        if manifest.HasField("generation"):
+        # an aligned model that generates too has one signature here: that of its mode
+        if manifest.HasField("generation") and manifest.mode != Mode.MANY_TO_MANY_ALIGNED:
             condition = manifest.prime.condition
             is_text = engine.model.condition is not None or engine.model.source is not None
             time = (-1,) if manifest.prime.is_recurrent else ()
