@@ -25,6 +25,7 @@ from cellar_client.errors import (
 )
 from cellar_client.messages import ModelInfo, SessionInfo, Token
 from cellar_client.stream import FrameAnswer, FrameStream
+from cellar_client.surprisal import Surprisal
 
 __all__ = [
     "AnswerExpired",
@@ -52,6 +53,7 @@ __all__ = [
     "SessionNotFound",
     "ShapeMismatch",
     "StaleHandle",
+    "Surprisal",
     "Token",
     "Unauthenticated",
     "Unavailable",

@@ -21,6 +21,7 @@ from cellar_client import credentials, top
 from cellar_client.client import Client
 from cellar_client.emissions import Emissions
 from cellar_client.errors import CellarError
+from cellar_client.surprisal import Surprisal
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -74,6 +75,12 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_argument("--top-p", type=float, default=0.0)
     generate.add_argument("--stop", action="append", default=[])
     generate.set_defaults(run=_generate)
+
+    surprisal = verbs.add_parser(
+        "surprisal", parents=[common, shown], help="score each character of a text from standard input as it arrives"
+    )
+    surprisal.add_argument("model")
+    surprisal.set_defaults(run=_surprisal)
 
     sessions = verbs.add_parser("sessions", parents=[common, shown], help="list open sessions, or close one")
     sessions.add_argument("verb", nargs="?", choices=["list", "close"], default="list")
@@ -241,6 +248,21 @@ def _generate(options: argparse.Namespace) -> int:
             print(json.dumps({"text": text, "seed": seed, "finish": finish, "tokens": tokens}))
         else:
             print()
+    return 0
+
+
+def _surprisal(options: argparse.Namespace) -> int:
+    total = count = 0.0
+    with _client(options) as client, client.session(options.model) as session:
+        reader = Surprisal(session, client.model(options.model))
+        while data := sys.stdin.buffer.read1(4096):
+            for character, nats in reader.take(data):
+                total, count = total + nats, count + 1
+                print(
+                    json.dumps({"character": character, "nats": nats}) if options.json else f"{nats:.3f}\t{character!r}"
+                )
+            sys.stdout.flush()
+    print(f"{total / max(count, 1):.4f} nats a character, {count:.0f} characters", file=sys.stderr)
     return 0
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from cellar_proto.v1.sampling_pb2 import FINISH_END, FINISH_MAX_STEPS
 from cellar_server.sampling.sampler import Options
-from cellar_server.sessions.messages import Cancel, Credit, GenerateRequest
+from cellar_server.sessions.messages import Cancel, Credit, GenerateRequest, StepRequest
 
 from tests.fakes.bench import Bench, reason_of
 from tests.fakes.runtime import CounterGenerator, generator_model
@@ -113,6 +113,19 @@ def test_a_failed_run_ends_the_call_and_keeps_the_session() -> None:
     ask(bench, b := Asker(), session_id="g", position=2)
     bench.run()
     assert emitted(bench)[b] == [3, 4, 5, 6, 7, 8]
+
+
+def test_a_kept_generation_takes_no_chunks(bench: Bench) -> None:
+    ask(bench, first := Asker(), session_id="g", credits=2)
+    bench.run()
+    bench.sessions.admit([Cancel(first)])
+    assert emitted(bench) == {first: [1, 2]}
+    bench.sessions.admit([StepRequest("me", "g", 0, [], np.array([7], np.int64).tobytes(), 1)])
+    (reply,) = bench.sessions.take_replies()
+    assert reason_of(reply.error) == "UNSUPPORTED"
+    ask(bench, second := Asker(), session_id="g", position=2)
+    bench.run()
+    assert emitted(bench) == {second: [3, 4, 5, 6, 7, 8]}
 
 
 def test_a_wrong_condition_is_refused(bench: Bench) -> None:
