@@ -73,7 +73,7 @@ class Requests:
         place = signature.input
         value = tensors.given(request, place.name, place.datatype, [*signature.batch, *place.dims])
         rows = 1 if signature.is_decoupled else value.shape[0]
-        steps, num_bytes = _steps(value, signature), request.ByteSize()
+        steps, num_bytes = _steps(value, signature, engine), request.ByteSize()
         with self.registry.rations.taken(scope, engine.name, rows, steps, num_bytes) as ration:
             if signature.is_decoupled:
                 if given.sequence is not None:
@@ -223,10 +223,10 @@ class Requests:
 FINISHES = {1: "end", 2: "max_steps", 3: "stop"}
 
 
-def _steps(value: Given, signature: Signature) -> int:
-    """Steps (bytes, for text; one, of a generation) that a request brings."""
+def _steps(value: Given, signature: Signature, engine: Engine) -> int:
+    """Steps (bytes, for text; of a generation one, and its prompt's) that a request brings."""
     if signature.is_decoupled:
-        return 1
+        return 1 + (sum(map(len, value.elements)) if engine.manifest.prime.is_recurrent else 0)
     if signature.is_text:
         return sum(len(text) for text in value.elements)
     return value.shape[0] * (value.shape[1] if signature.has_time else 1)

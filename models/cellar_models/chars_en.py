@@ -1,0 +1,20 @@
+"""chars-en: the model of `chars` for English."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from cellar_models import chars
+from cellar_models.chars import ENGLISH, evaluate, train
+
+__all__ = ["build", "evaluate", "train", "write_samples"]
+
+
+def build(data: Path) -> chars.Chars:
+    """A network for the characters of tinyshakespeare."""
+    return chars.build(ENGLISH, data)
+
+
+def write_samples(folder: Path, data: Path) -> None:
+    """The validation text's first 2,000 characters."""
+    chars.write_samples(ENGLISH, folder, data)
