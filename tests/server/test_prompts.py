@@ -56,8 +56,7 @@ def tokenizer_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
-@pytest.fixture
-def bench(tokenizer_file: Path) -> Bench:
+def bench_of(tokenizer_file: Path) -> Bench:
     manifest = Manifest(
         format=1,
         name="adder",
@@ -74,6 +73,11 @@ def bench(tokenizer_file: Path) -> Bench:
     )
     codec = TextCodec(tokenizer_file, is_by_character=True)
     return Bench(Model(manifest, Adder(), text=codec, source=codec), max_chunk=64)
+
+
+@pytest.fixture
+def bench(tokenizer_file: Path) -> Bench:
+    return bench_of(tokenizer_file)
 
 
 def ask(bench: Bench, to: object, prompt: str | bytes, **fields: object) -> None:
@@ -125,10 +129,6 @@ def test_a_kept_generation_may_be_left_inside_its_prompt(tokenizer_file: Path, r
         ask(bench, id, "31071", session_id=id, position=len(held))
         bench.run()
         assert held + emitted(bench)[id] == expected("31071")
-
-
-def bench_of(tokenizer_file: Path) -> Bench:
-    return bench.__wrapped__(tokenizer_file)  # type: ignore[attr-defined]
 
 
 def test_a_fork_goes_its_own_way(bench: Bench) -> None:
