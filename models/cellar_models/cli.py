@@ -27,6 +27,8 @@ MODELS = {
     "forecast": "forecast",
     "chars-en": "chars_en",
     "chars-ru": "chars_ru",
+    "tagger": "tagger",
+    "tagger-whole": "tagger_whole",
 }
 
 

@@ -19,6 +19,8 @@ class Network(nn.Module):
     name: str
     state_size: int
     has_prime = False
+    # a network that must see the whole sequence is never cut
+    is_whole_only = False
 
     def forward(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         raise NotImplementedError

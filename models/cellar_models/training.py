@@ -79,10 +79,17 @@ class Trainer:
         return losses
 
     def fit(
-        self, epoch: Callable[[], float], validate: Callable[[], float], *, num_epochs: int, patience: int
+        self,
+        epoch: Callable[[], float],
+        validate: Callable[[], float],
+        *,
+        num_epochs: int,
+        patience: int,
+        decay: float = 0.97,
     ) -> list[float]:
         """Trains until `patience` epochs brought nothing; leaves the network with the weights of the lowest validation
-        loss. `epoch` trains once over the data and gives its mean loss. Gives the validation losses."""
+        loss. `epoch` trains once over the data and gives its mean loss; after it the learning rate is
+        multiplied by `decay`. Gives the validation losses."""
         best, losses = float("inf"), []
         weights = copy.deepcopy(self.network.state_dict())
         with tqdm(total=min(num_epochs, self.max_epochs or num_epochs), disable=self.is_quiet, unit="epoch") as bar:
@@ -100,7 +107,7 @@ class Trainer:
                 if len(losses) - best_at >= patience:
                     break
                 for group in self.optimizer.param_groups:
-                    group["lr"] *= 0.97
+                    group["lr"] *= decay
         self.network.load_state_dict(weights)
         self.network.eval()
         return losses

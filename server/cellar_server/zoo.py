@@ -30,6 +30,7 @@ MAX_MANIFEST_BYTES, MAX_CODEC_BYTES, MAX_FILE_BYTES = 4 << 20, 64 << 20, 1 << 30
 MAX_STATE, MAX_NUMBERS = 1 << 22, 1 << 20
 # A session's tail is less than a frame of 16-bit samples, and has to stay small.
 MAX_FRAME_SAMPLES = 1 << 14
+MAX_SPELT_BYTES = 64
 
 
 @dataclass(frozen=True)
@@ -244,11 +245,15 @@ def _codecs(
         size = text.tokenizer.get_vocab_size()
         if size > manifest.input.vocabulary:
             raise ValueError(f"the tokenizer has {size} tokens; the graph takes {manifest.input.vocabulary}")
+        if tuple(manifest.input.shape) != text.step_shape:
+            raise ValueError(f"a step of the text is {text.step_shape}; the graph takes {tuple(manifest.input.shape)}")
     if manifest.prime.WhichOneof("codec") == "text":
         source = _text(manifest.prime.text, folder)
         size = source.tokenizer.get_vocab_size()
         if size > manifest.prime.condition.vocabulary:
             raise ValueError(f"the prime's tokenizer has {size} tokens; it takes {manifest.prime.condition.vocabulary}")
+        if tuple(manifest.prime.condition.shape) != source.step_shape:
+            raise ValueError(f"a step of the prime's text is {source.step_shape}, not the condition's shape")
     if manifest.prime.WhichOneof("codec") == "dialogue_act":
         condition = DialogueActCodec(manifest.prime.dialogue_act)
         if list(manifest.prime.condition.shape) != [len(manifest.prime.dialogue_act.features)]:
@@ -261,4 +266,12 @@ def _codecs(
 
 
 def _text(spec: TextSpec, folder: Path) -> TextCodec:
-    return TextCodec(folder / spec.tokenizer_file, spec.max_word_bytes or 256, is_by_character=spec.is_by_character)
+    if max(spec.head_bytes, spec.tail_bytes) > MAX_SPELT_BYTES:
+        raise ValueError(f"text.head_bytes or text.tail_bytes is over {MAX_SPELT_BYTES}")
+    return TextCodec(
+        folder / spec.tokenizer_file,
+        spec.max_word_bytes or 256,
+        is_by_character=spec.is_by_character,
+        head_bytes=spec.head_bytes,
+        tail_bytes=spec.tail_bytes,
+    )

@@ -13,22 +13,39 @@ from cellar_server.errors import CellarError
 
 class TextCodec:
     """Cuts text at white space and encodes whole words, or (is_by_character) cuts it anywhere and encodes every
-    character, white space too: ids do not depend on how the text was cut."""
+    character, white space too: ids do not depend on how the text was cut.
+
+    With head_bytes or tail_bytes a step is a word's id and the bytes that it begins and ends with.
+    """
 
     # what a whole sequence that gives no step is answered with
     nothing = "the text holds no word"
 
-    def __init__(self, tokenizer_file: Path, max_word_bytes: int = 256, *, is_by_character: bool = False) -> None:
+    def __init__(
+        self,
+        tokenizer_file: Path,
+        max_word_bytes: int = 256,
+        *,
+        is_by_character: bool = False,
+        head_bytes: int = 0,
+        tail_bytes: int = 0,
+    ) -> None:
         self.tokenizer = Tokenizer.from_str(tokenizer_file.read_text("utf-8"))
         self.max_word_bytes = max_word_bytes
         self.is_by_character = is_by_character
+        self.head_bytes, self.tail_bytes = head_bytes, tail_bytes
+        self.step_shape = (1 + head_bytes + tail_bytes,) if head_bytes or tail_bytes else ()
+        if self.step_shape and (
+            is_by_character or [len(self._encode(w)) for w in ("a", "\u1e9e-'s", "1,5")] != [1, 1, 1]
+        ):
+            raise ValueError(f"{tokenizer_file.name} does not give one id for every word")
         # a letter, two kinds of white space, a letter that was hardly in any training text, a mark on the one before
         if is_by_character and len(self._encode("a \n\u1e9e\u0301")) != 5:
             raise ValueError(f"{tokenizer_file.name} does not give one id for every character")
 
     def take(self, tail: bytes, chunk: bytes, end: bool) -> tuple[np.ndarray, bytes]:
-        """Ids int64 [n] of the words (characters) that are now whole, and the new tail (at most max_word_bytes, by
-        characters at most 3 bytes).
+        """Ids int64 [n] (with bytes: [n, 1 + head + tail]) of the words (characters) that are now whole, and the new
+        tail (at most max_word_bytes, by characters at most 3 bytes).
 
         tail: what was held back; end: nothing follows, so the last word is whole too. A word longer than max_word_bytes
         is cut there, before the character that would go over. INVALID_TEXT for bytes that are not UTF-8, by their
@@ -54,9 +71,19 @@ class TextCodec:
             if held:
                 rest = pieces[-1].encode() + rest
         if not words:
-            return np.zeros(0, np.int64), rest
+            return np.zeros((0, *self.step_shape), np.int64), rest
         encodings = self.tokenizer.encode_batch(words, add_special_tokens=False)
+        if self.step_shape:
+            return np.array([self._spell(word, each.ids) for word, each in zip(words, encodings, strict=True)]), rest
         return np.array([id for encoding in encodings for id in encoding.ids], np.int64), rest
+
+    def _spell(self, word: str, ids: list[int]) -> list[int]:
+        if len(ids) != 1:  # a character that the tokenizer, and nobody else, takes for white space
+            raise CellarError(Reason.INVALID_TEXT, "a word of the text has no single id")
+        raw = word.encode()
+        head, tail = raw[: self.head_bytes], raw[max(0, len(raw) - self.tail_bytes) :]
+        before, behind = [0] * (self.tail_bytes - len(tail)), [0] * (self.head_bytes - len(head))
+        return [ids[0], *(1 + byte for byte in head), *behind, *before, *(1 + byte for byte in tail)]
 
     def _encode(self, text: str) -> list[int]:
         return self.tokenizer.encode(text, add_special_tokens=False).ids
