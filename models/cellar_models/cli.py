@@ -27,6 +27,7 @@ MODELS = {
     "forecast": "forecast",
     "chars-en": "chars_en",
     "chars-ru": "chars_ru",
+    "spoken-digits": "spoken_digits",
     "tagger": "tagger",
     "tagger-whole": "tagger_whole",
 }
