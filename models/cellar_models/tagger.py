@@ -44,6 +44,7 @@ class Tagger(Network):
         is_whole_only: bool = False,
         embedding_size: int = 96,
         byte_size: int = 12,
+        spelling_size: int = 128,
         hidden_size: int = 160,
     ) -> None:
         super().__init__()
@@ -55,13 +56,13 @@ class Tagger(Network):
         # a table a place: the same byte means another thing at the beginning and at the end of a word
         self.bytes = nn.Embedding(places * 257, byte_size)
         self.register_buffer("places", torch.arange(places) * 257)
-        self.spelling = nn.Linear(places * byte_size, 128)
-        self.lstm = Recurrent("lstm", embedding_size + 128, hidden_size)
+        self.spelling = nn.Linear(places * byte_size, spelling_size)
+        self.lstm = Recurrent("lstm", embedding_size + spelling_size, hidden_size)
         self.state_size = self.lstm.state_size
         if is_whole_only:
-            self.backward_lstm = Recurrent("lstm", embedding_size + 128, hidden_size)
+            self.backward_lstm = Recurrent("lstm", embedding_size + spelling_size, hidden_size)
             self.state_size += self.backward_lstm.state_size
-        self.dropout = nn.Dropout(0.4)
+        self.dropout = nn.Dropout(0.45)
         self.head = nn.Linear(hidden_size * (2 if is_whole_only else 1), len(TAGS))
 
     def logits(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
@@ -156,7 +157,9 @@ def build(data: Path, is_whole_only: bool = False) -> Tagger:
     chosen = sorted(
         (w for w, n in counts.items() if n >= 2 and not any(map(str.isspace, w))), key=lambda w: (-counts[w], w)
     )
-    return Tagger(["[UNK]", *chosen], is_whole_only)
+    # without the rest of the sentence there is more to be had from a larger network
+    sizes = (96, 12, 128, 160) if is_whole_only else (96, 16, 160, 192)
+    return Tagger(["[UNK]", *chosen], is_whole_only, *sizes)
 
 
 def _encode(network: Tagger, sentences: list[Sentence]) -> list[tuple[np.ndarray, np.ndarray]]:

@@ -13,6 +13,7 @@ torch = pytest.importorskip("torch", reason="the models extra is not installed")
 
 from cellar_models import tagger  # noqa: E402
 from cellar_models.export import export  # noqa: E402
+from cellar_proto.v1.reason_pb2 import Reason  # noqa: E402
 from cellar_server.codecs.text import TextCodec  # noqa: E402
 from hypothesis import given  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
@@ -29,7 +30,7 @@ pytestmark = pytest.mark.filterwarnings(
 @pytest.mark.parametrize("is_whole_only", [False, True])
 def test_an_untrained_network_exports_and_verifies(is_whole_only: bool, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    folder = export(tagger.Tagger(["[UNK]", "the", "cat"], is_whole_only, 4, 3, 6), tmp_path)
+    folder = export(tagger.Tagger(["[UNK]", "the", "cat"], is_whole_only, 4, 3, 5, 6), tmp_path)
     assert folder.parent.name == ("tagger-whole" if is_whole_only else "tagger")
 
 
@@ -94,4 +95,4 @@ def test_words_are_tagged_as_they_arrive(client: cellar_client.Client) -> None:
 def test_a_whole_sequence_tagger_has_no_sessions(client: cellar_client.Client) -> None:
     with pytest.raises(cellar_client.CellarError) as caught, client.session("tagger-whole") as session:
         session.step("a word")
-    assert caught.value.reason.name == "UNSUPPORTED"
+    assert caught.value.reason == Reason.UNSUPPORTED
