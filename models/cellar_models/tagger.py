@@ -157,9 +157,7 @@ def build(data: Path, is_whole_only: bool = False) -> Tagger:
     chosen = sorted(
         (w for w, n in counts.items() if n >= 2 and not any(map(str.isspace, w))), key=lambda w: (-counts[w], w)
     )
-    # without the rest of the sentence there is more to be had from a larger network
-    sizes = (96, 12, 128, 160) if is_whole_only else (96, 16, 160, 192)
-    return Tagger(["[UNK]", *chosen], is_whole_only, *sizes)
+    return Tagger(["[UNK]", *chosen], is_whole_only)
 
 
 def _encode(network: Tagger, sentences: list[Sentence]) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -234,6 +232,7 @@ def evaluate(network: Tagger, data: Path) -> Result:
         right = y.argmax(-1) == tags
         good, total = good + int(right.sum()), total + right.numel()
         known_good, known = known_good + int(right[x[:, :, 0] != UNKNOWN].sum()), known + int((x[:, :, 0] != 0).sum())
+    tried = "" if network.is_whole_only else " Of two seeds the one better on dev; the other: 0.9295."
     aim = 0.946 if network.is_whole_only else 0.93
     accuracy = good / total
     return Result(
@@ -247,7 +246,7 @@ def evaluate(network: Tagger, data: Path) -> Result:
         is_better=accuracy > frequent,
         notes=f"""Set out to reach {aim:.3f}: {"reached" if accuracy > aim else "NOT reached"}. Published, on UD 1.3
 (another release: compare loosely): 0.9460 by a bi-LSTM over words and characters, 0.9504 with polyglot embeddings
-(README of github.com/bplank/bilstm-aux). Words as the treebank cuts them, parted by single spaces.""",
+(README of github.com/bplank/bilstm-aux). Words as the treebank cuts them, parted by single spaces.{tried}""",
     )
 
 
