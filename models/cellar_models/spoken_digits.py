@@ -287,7 +287,7 @@ Set out to reach more than 0.974: {"reached" if found > 0.974 else "NOT reached"
 
 
 # Found by `leave_one_out`; not by `evaluate`, for it trains six networks.
-LEFT_OUT = """Leave one speaker out (each trained 15 epochs on the other five, seed 1; all 500 recordings of the one): george
+LEFT_OUT = """Leave one speaker out (15 epochs on the other five, seed 1; all 500 recordings of the one): george
 0.540, jackson 0.830, lucas 0.846, nicolas 0.696, theo 0.802, yweweler 0.846; mean 0.760. Five voices are few: who is
 not among the six will be understood less well than the test says."""
 
