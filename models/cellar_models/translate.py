@@ -273,6 +273,11 @@ def fit(
     return trainer.fit(epoch, validate, num_epochs=num_epochs, patience=num_epochs)
 
 
+# The same network, data and seed with every context zero, after 15 epochs (`python -m cellar_models.translate` trains
+# it): test, greedy.
+WITHOUT_ATTENTION = {"BLEU": 12.4938, "chrF": 30.6169}
+
+
 def evaluate(network: Translate, data: Path) -> Result:
     """BLEU and chrF on test, greedy and by beams, beside the same without attention and the nearest training pair."""
     pairs = load(data, "test")
@@ -288,10 +293,11 @@ def evaluate(network: Translate, data: Path) -> Result:
     return Result(
         metrics={f"{name}, greedy": value for name, value in ours.items()},
         baselines={
+            **{f"the same without attention, {name}": value for name, value in WITHOUT_ATTENTION.items()},
             **{f"French of the nearest training sentence, {name}": value for name, value in copied.items()},
         },
         unit=f"{len(pairs)} test pairs, one reference each, sacrebleu, 0 to 100",
-        is_better=ours["BLEU"] > copied["BLEU"],
+        is_better=ours["BLEU"] > max(WITHOUT_ATTENTION["BLEU"], copied["BLEU"]),
         notes=(
             "BLEU is sacrebleu's, of cased text with its own tokens (13a). Many of the sentences have several good "
             "translations (tu or vous, masculine or feminine), of which one is the reference."
