@@ -42,6 +42,12 @@ def text(model: str, zoo: Path = ZOO) -> str:
     return _file(model, "text.txt", zoo).read_text("utf-8")
 
 
+def translations(zoo: Path = ZOO) -> list[tuple[str, str]]:
+    """English sentences and a French one of each."""
+    lines = _file("translate", "sentences.tsv", zoo).read_text().splitlines()
+    return [tuple(line.split("\t")) for line in lines if line]  # type: ignore[misc]
+
+
 def hours(zoo: Path = ZOO) -> np.ndarray:
     """Air and weather of consecutive hours, float32 [n, 14]; column 0 is PM2.5, column 1 says that it was missing."""
     with _file("forecast", "forecast.csv", zoo).open() as file:

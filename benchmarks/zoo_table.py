@@ -14,6 +14,7 @@ MODES = {
     "ONE_TO_MANY": "one-to-many",
     "MANY_TO_ONE": "many-to-one",
     "MANY_TO_MANY_ALIGNED": "many-to-many",
+    "MANY_TO_MANY_ENCODER_DECODER": "many-to-many, encoder-decoder",
 }
 _METRIC = re.compile(r"^\| \*\*(.+?)\*\* \| \*\*(.+?)\*\* \|$", re.MULTILINE)
 _BASELINE = re.compile(r"^\| baseline: (.+?) \| (.+?) \|$", re.MULTILINE)

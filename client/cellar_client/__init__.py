@@ -1,6 +1,7 @@
 """Client of Cellar: trained recurrent networks over gRPC, whose hidden state the server keeps."""
 
 from cellar_client.aio import AsyncClient, AsyncSession
+from cellar_client.beams import Beam, beam_search
 from cellar_client.client import Client, Session
 from cellar_client.credentials import Credentials
 from cellar_client.emissions import Emissions
@@ -31,6 +32,7 @@ __all__ = [
     "AnswerExpired",
     "AsyncClient",
     "AsyncSession",
+    "Beam",
     "CellarError",
     "Client",
     "Credentials",
@@ -57,4 +59,5 @@ __all__ = [
     "Token",
     "Unauthenticated",
     "Unavailable",
+    "beam_search",
 ]

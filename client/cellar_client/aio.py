@@ -277,11 +277,12 @@ class AsyncClient:
         session_id: str = "",
         position: int = 0,
         version: int = 0,
+        next_id: int | None = None,
         timeout: float | None = None,
     ) -> AsyncIterator[Token]:
         """Emissions as they are made: `async for token in client.generate(...)`."""
         options = sampling(seed=seed, max_steps=max_steps, temperature=temperature, top_k=top_k, top_p=top_p, stop=stop)
-        request = generate_request(model, condition, options, session_id, position, version)
+        request = generate_request(model, condition, options, session_id, position, version, next_id=next_id)
         book = GenerationBook(request, timeout or self.timeout, len(self._links))
         while not book.finish:
             link = self._links.current

@@ -213,13 +213,18 @@ class Client:
         session_id: str = "",
         position: int = 0,
         version: int = 0,
+        num_alternatives: int = 0,
+        next_id: int | None = None,
         timeout: float | None = None,
     ) -> Generation:
-        """Emissions as they are made. condition: a text (a dialogue act), or the numbers of a model without codec.
+        """Emissions as they are made. condition: a text (a sentence, a prompt, a dialogue act), or the numbers of a
+        model without codec.
 
         temperature 0 is greedy; the same seed gives the same emissions. A call that breaks is made again, and goes on
         where it was. With a session_id the server keeps the generation, and a later call goes on with it from
-        `position`, the number of emissions already held.
+        `position`, the number of emissions already held; where max_steps ended it, a greater number lets it go on.
+        num_alternatives: of how many of its last step's most likely ids the generation tells; next_id: of a fork, what
+        emission number `position` is to be in place of what was drawn (see `beam_search`).
         """
         request = generate_request(
             model,
@@ -228,6 +233,8 @@ class Client:
             session_id,
             position,
             version,
+            num_alternatives,
+            next_id,
         )
         return Generation(self, request, timeout or self.timeout)
 

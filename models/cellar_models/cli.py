@@ -30,6 +30,7 @@ MODELS = {
     "spoken-digits": "spoken_digits",
     "tagger": "tagger",
     "tagger-whole": "tagger_whole",
+    "translate": "translate",
 }
 
 
@@ -98,12 +99,14 @@ def _weights(options: argparse.Namespace) -> Path:
 
 
 def _load(model: ModuleType, options: argparse.Namespace) -> tuple[Network, dict[str, float]]:
+    from cellar_models.export import read_weights
+
     path = _weights(options)
     served = options.zoo / options.name / "1" / "model.pt"
     if path.is_file():
         saved = torch.load(path, weights_only=True)
     elif served.is_file() and (options.verb != "export" or options.precision == "int8"):
-        saved = {"weights": torch.jit.load(served).state_dict()}
+        saved = {"weights": read_weights(served.parent)}
     else:
         raise FileNotFoundError(f"{path} is missing: first `cellar-models train {options.name}`")
     network = model.build(options.data)

@@ -39,14 +39,37 @@ def write_graphs(network: Network, folder: Path) -> None:
     import numpy as np
 
     network.eval()
-    prime = _Prime(network).eval()
     rng = np.random.default_rng(0)
     x, state = torch.from_numpy(network.example(3, 4, rng)), torch.zeros(3, network.state_size)
     batch, time = torch.export.Dim("batch"), torch.export.Dim("time")
-    _write(network, (x, state), ({0: batch, 1: time}, {0: batch}), ["y", "next_state"], folder, "model")
+    step = _without(network, set(network.prime_parts))
+    _write(step, (x, state), ({0: batch, 1: time}, {0: batch}), ["y", "next_state"], folder, "model")
     if network.has_prime:
         condition = torch.from_numpy(network.example_condition(3, rng))
-        _write(prime, (condition, state), ({0: batch}, {0: batch}), ["next_state"], folder, "prime")
+        axes = {0: batch, 1: time} if network.is_prime_recurrent else {0: batch}
+        others = {name for name, part in network.named_children() if any(True for _ in part.parameters())}
+        others = others - set(network.prime_parts) if network.prime_parts else set()
+        prime = _Prime(_without(network, others)).eval()
+        _write(prime, (condition, state), (axes, {0: batch}), ["next_state"], folder, "prime")
+
+
+def _without(network: Network, names: set[str]) -> Network:
+    """The network without the parts of these names."""
+    if not names:
+        return network
+    kept = copy.deepcopy(network)
+    for name in names:
+        delattr(kept, name)
+    return kept
+
+
+def read_weights(folder: Path) -> dict[str, Tensor]:
+    """A network's weights out of its artefact's TorchScript files."""
+    weights: dict[str, Tensor] = {}
+    if (folder / "prime.pt").is_file():
+        script = torch.jit.load(str(folder / "prime.pt"))
+        weights = {name.removeprefix("network."): each for name, each in script.state_dict().items()}
+    return weights | torch.jit.load(str(folder / "model.pt")).state_dict()
 
 
 def _write(

@@ -13,7 +13,9 @@ class Network(nn.Module):
     """A pure step over one state row.
 
     forward(x: [batch, time, ...], state: float32 [batch, S]) -> (y: float32 [batch, time, ...], state'); networks with
-    a condition also have prime(condition: [batch, ...], state) -> state'.
+    a condition also have prime(condition: [batch, ...], state) -> state', with a time axis where is_prime_recurrent.
+
+    prime_parts: names of the parts that only `prime` uses.
     """
 
     name: str
@@ -21,6 +23,8 @@ class Network(nn.Module):
     has_prime = False
     # a network that must see the whole sequence is never cut
     is_whole_only = False
+    is_prime_recurrent = False
+    prime_parts: tuple[str, ...] = ()
 
     def forward(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         raise NotImplementedError
@@ -32,12 +36,16 @@ class Network(nn.Module):
         """`forward` in NumPy float64 by the equations alone."""
         raise NotImplementedError
 
+    def prime_equations(self, condition: np.ndarray, state: np.ndarray) -> np.ndarray:
+        """The same of a recurrent `prime`."""
+        raise NotImplementedError
+
     def example(self, batch: int, time: int, rng: np.random.Generator) -> np.ndarray:
         """Inputs as they come, [batch, time, ...] of the model's dtype."""
         raise NotImplementedError
 
     def example_condition(self, batch: int, rng: np.random.Generator) -> np.ndarray:
-        """Conditions as they come, [batch, ...]."""
+        """Conditions as they come, [batch, ...], or of sequences [batch, time, ...]."""
         raise NotImplementedError
 
     def describe(self, manifest: Manifest, folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -81,6 +82,9 @@ def verify(network: Network, folder: Path, seed: int = 0) -> Report:
         with torch.no_grad():
             scripted = torch.jit.load(str(folder / "prime.pt"))(torch.from_numpy(condition), torch.from_numpy(start))
         note("prime, TorchScript", scripted.numpy(), primed)
+        if network.is_prime_recurrent:
+            note("prime, eager", primed, network.prime_equations(condition, start.astype(np.float64)))
+            _verify_prime(network, folder, condition, start, primed, rng, note)
         start = primed
     expected, expected_state = network.equations(x, start.astype(np.float64))
     with torch.no_grad():
@@ -109,6 +113,26 @@ def verify(network: Network, folder: Path, seed: int = 0) -> Report:
     report.conclude(differing_rows, differing_steps)
     report.ms_per_step = _time_step(step, _feed(x[:1, :1], start[:1]))
     return report
+
+
+def _verify_prime(
+    network: Network,
+    folder: Path,
+    condition: np.ndarray,
+    start: np.ndarray,
+    primed: np.ndarray,
+    rng: np.random.Generator,
+    note: Callable[[str, np.ndarray, np.ndarray], None],
+) -> None:
+    """A sequence taken in gives the same, however cut and beside however many others."""
+    session = open_session(folder / "prime.onnx")
+    for rows in ROWS:
+        for cut in (*CUTS, 0):
+            state, at = start[:rows], 0
+            for size in cut_sizes(condition.shape[1], cut, rng):
+                state = session.run(None, _feed(condition[:rows, at : at + size], state))[0]
+                at += size
+            note("prime, ONNX Runtime, cut", state, primed[:rows])
 
 
 def _time_step(session: onnxruntime.InferenceSession, feed: dict[str, np.ndarray]) -> float:

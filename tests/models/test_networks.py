@@ -12,11 +12,12 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="the models extra is not installed")
 
-from cellar_models import describe, digits, forecast, oracle, sentiment  # noqa: E402
+from cellar_models import describe, digits, forecast, oracle, sentiment, translate  # noqa: E402
 from cellar_models.cli import MODELS, main  # noqa: E402
 from cellar_models.data import DataChanged, DataMissing, read  # noqa: E402
 from cellar_models.export import export, write_graphs  # noqa: E402
 from cellar_models.network import Network  # noqa: E402
+from cellar_models.pieces import source_pieces, target_pieces  # noqa: E402
 from cellar_models.recurrent import Recurrent  # noqa: E402
 from cellar_models.training import Trainer  # noqa: E402
 from cellar_models.verify import VerifyError, verify  # noqa: E402
@@ -66,7 +67,15 @@ NETWORKS = {
         ["<begin>", "<end>", "<unk>", "is", "<name>"], ["act=inform", "slot=name"], ["name"], [], 6, 4
     ),
     "forecast": lambda: forecast.Forecast(6),
+    "translate": lambda: translate.Translate(
+        source_pieces(["they went home ."] * 2, 40),
+        target_pieces(["ils sont là ."] * 2, 40),
+        embedding_size=4,
+        hidden_size=6,
+        max_source=5,
+    ),
 }
+# Bytes of all files of an artefact; two languages have two tables of word pieces.
 
 
 @pytest.mark.parametrize("name", sorted(NETWORKS))

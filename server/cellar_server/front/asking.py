@@ -108,12 +108,15 @@ async def generate(
     session_id: str = "",
     position: int = 0,
     deadline_s: float = 0.0,
+    num_alternatives: int = 0,
+    next_id: int | None = None,
 ) -> AsyncIterator[GenerateReply]:
     """The replies of one generation, the last with `finish`; CellarError. Closing it drops what is left; the engine is
     never more than CREDITS emissions ahead."""
     emissions, is_over = _Emissions(), False
     made = GenerateRequest(emissions, text, condition, options, session_id, position, deadline_s, CREDITS)
     made.caller, made.timing = CALLER.get(), TIMING.get()
+    made.num_alternatives, made.next_id = num_alternatives, next_id
     engine.post(made)
     try:
         while not is_over:

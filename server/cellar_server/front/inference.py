@@ -154,6 +154,8 @@ class Inference(inference_pb2_grpc.InferenceServicer):
                     session_id=session_id,
                     position=request.position,
                     deadline_s=_deadline(context, request.timeout_ms),
+                    num_alternatives=request.num_alternatives,
+                    next_id=request.next_id if request.HasField("next_id") else None,
                 )
                 async with aclosing(replies):
                     async for reply in replies:
@@ -167,6 +169,7 @@ class Inference(inference_pb2_grpc.InferenceServicer):
                             finish=reply.finish,
                             seed=reply.seed,
                             version=engine.version,
+                            alternatives=reply.alternatives,
                         )
         except CellarError as error:
             await abort(context, error)

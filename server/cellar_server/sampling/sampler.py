@@ -101,6 +101,17 @@ def sample(
     return ids, log_probabilities[np.arange(len(ids)), ids].astype(np.float32)
 
 
+def most_likely(logits: np.ndarray, count: int) -> tuple[list[int], list[float]]:
+    """The `count` most likely ids of one row float32 [V], and their log-probabilities."""
+    wide = logits.astype(np.float64)
+    wide -= wide.max()
+    wide -= np.log(np.exp(wide).sum())
+    count = min(count, len(wide))
+    ids = np.argpartition(-wide, count - 1)[:count]
+    ids = ids[np.lexsort((ids, -wide[ids]))]
+    return ids.tolist(), wide[ids].tolist()
+
+
 def _draw(
     shifted: np.ndarray,
     temperature: np.ndarray,

@@ -8,17 +8,19 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from cellar_proto.v1.manifest_pb2 import Manifest
 from cellar_proto.v1.reason_pb2 import Reason
-from cellar_proto.v1.sampling_pb2 import FinishReason
+from cellar_proto.v1.sampling_pb2 import Alternatives, FinishReason
 from cellar_proto.v1.state_pb2 import GenerationState, SessionState
 
 from cellar_server.errors import CellarError
-from cellar_server.sampling.sampler import Options, sample
+from cellar_server.sampling.sampler import Options, most_likely, sample
 from cellar_server.scheduler.work import Kind
 from cellar_server.sessions.content import NAMES
 from cellar_server.sessions.core import Core
 from cellar_server.sessions.directory import check_id, key_of
 from cellar_server.sessions.messages import GenerateReply, GenerateRequest
 
+# Of one step, that a caller may ask for.
+MAX_ALTERNATIVES = 64
 # Text of the last emissions that is kept to find a stop text in.
 MAX_STOP_BYTES = 64
 
@@ -47,6 +49,8 @@ class _Generation:
     is_fork: bool = False  # it has emitted nothing since it was copied: its options may still change
     was_stored: bool = False  # it was taken up from a store, where it may stand earlier than its caller
     waits_since: float | None = None  # its caller has had no emission of this call yet
+    alternatives: Alternatives | None = None  # of its last step
+    is_chosen: bool = False  # an emission was not drawn: it does not follow from condition, options and seed
     asked: int = 0  # emissions up to here the asker holds already: they are made again without a word
 
 
@@ -73,7 +77,7 @@ class Generations:
         for request in requests:
             try:
                 self.core.check_open()
-                self._check_model()
+                self._check_model(request)
                 kept = self._find(request)
                 if kept is not None:
                     self._resume(kept, request, now)
@@ -99,9 +103,13 @@ class Generations:
         if begun:
             self._prime(begun, conditions)
 
-    def _check_model(self) -> None:
+    def _check_model(self, request: GenerateRequest) -> None:
         if not self.core.model.manifest.HasField("generation"):
             raise CellarError(Reason.UNSUPPORTED, "the model does not generate")
+        if request.num_alternatives > MAX_ALTERNATIVES:
+            raise CellarError(
+                Reason.INVALID_REQUEST, f"at most {MAX_ALTERNATIVES} alternatives, not {request.num_alternatives}"
+            )
 
     def has(self, slot: int) -> bool:
         """A session is a generation, not one of chunks."""
@@ -111,12 +119,12 @@ class Generations:
         """The kept generation that a request goes on with; None where it begins one."""
         directory, core = self.core.directory, self.core
         if not request.session_id:
-            if request.position:
+            if request.position or request.next_id is not None:
                 raise CellarError(Reason.INVALID_REQUEST, "going on from a position needs a session_id")
             return None
         check_id(request.session_id)
         if not directory.has(request.session_id):
-            if request.position:
+            if request.position or request.next_id is not None:
                 directory.engine_of(request.session_id)  # raises with the reason
             return None
         slot = directory.slot_of(request.session_id, core.number)
@@ -124,7 +132,7 @@ class Generations:
         if slot not in self._kept:
             raise CellarError(Reason.UNSUPPORTED, "the session is one of chunks, not a generation")
         kept = self._kept[slot]
-        is_free = kept.is_fork and request.position == len(kept.ids)
+        is_free = kept.is_fork and request.position in (len(kept.ids), _num_steps(kept) - 1)
         if (request.text, request.condition) != (kept.request.text, kept.request.condition) or not (
             is_free or _same_options(request.options, kept.request.options)
         ):
@@ -133,7 +141,10 @@ class Generations:
                 "the session was begun with another condition or other options",
                 expected_position=len(kept.ids),
             )
-        may_lag = kept.was_stored and not kept.finish and request.position <= request.options.max_steps
+        if request.next_id is not None:
+            self._check_choice(kept, request.position, request.next_id)
+        can_lag = kept.was_stored and not kept.is_chosen and not _is_over(kept, request.options)
+        may_lag = can_lag and request.position <= request.options.max_steps
         if request.position > len(kept.ids) and not may_lag:
             raise CellarError(
                 Reason.POSITION_GAP,
@@ -141,6 +152,36 @@ class Generations:
                 expected_position=len(kept.ids),
             )
         return kept
+
+    def _check_choice(self, kept: _Generation, position: int, id: int) -> None:
+        """Whether emission number `position` can be this id; INVALID_REQUEST, POSITION_CONFLICT."""
+        if kept.ids[position : position + 1] == [id]:
+            return  # it was drawn, or chosen by this very request
+        if not kept.is_fork or position != _num_steps(kept) - 1:
+            raise CellarError(
+                Reason.POSITION_CONFLICT,
+                "another emission can be chosen for the last step of a fork that has emitted nothing itself",
+                expected_position=len(kept.ids),
+            )
+        known = kept.alternatives.ids if kept.alternatives is not None else ()
+        if id not in known or id == self.core.model.manifest.generation.end_id:
+            raise CellarError(
+                Reason.INVALID_REQUEST, f"{id} is none of the alternatives that the step was answered with"
+            )
+
+    def _choose(self, kept: _Generation, position: int, id: int, options: Options) -> None:
+        """Makes emission number `position`, the last one, a checked id. The row after its step is the same."""
+        if kept.ids[position : position + 1] == [id]:
+            return
+        assert kept.alternatives is not None
+        at = list(kept.alternatives.ids).index(id)
+        kept.ids[position:] = [id]
+        kept.log_probabilities[position:] = [kept.alternatives.log_probabilities[at]]
+        kept.ending = self._text(kept, 0)[-MAX_STOP_BYTES:]
+        kept.finish, kept.is_chosen = _finish_of(kept, options), True
+        table = self.core.table
+        table.position[kept.slot] = table.accepted[kept.slot] = len(kept.ids)
+        self.core.durability.change(np.array([kept.slot]))
 
     def _read(self, request: GenerateRequest) -> tuple[np.ndarray, dict[str, str], int]:
         """The condition's numbers, the values that its placeholders stand for, and the first step's input."""
@@ -278,8 +319,12 @@ class Generations:
             core.scheduler.remove(np.array([kept.work]))
             self._detach(kept, now)
             self._end_call(kept, CellarError(Reason.CANCELLED, "another call goes on with this session"))
-        if not kept.finish:
+        if not _is_over(kept, request.options) or request.next_id is not None:
             core.check_room(1, 0)
+        if request.next_id is not None:
+            self._choose(kept, request.position, request.next_id, request.options)
+        if not _is_over(kept, request.options):
+            kept.finish = FinishReason.FINISH_REASON_UNSPECIFIED
         if not (kept.is_fork or request.options.is_seeded):
             request.options = replace(request.options, seed=kept.request.options.seed)
         kept.asked, kept.is_fork = request.position, False
@@ -322,7 +367,14 @@ class Generations:
         )
         work.last[rows] = ids
         going: list[int] = []
-        for generation, token, log_probability in zip(chosen, ids.tolist(), log_probabilities.tolist(), strict=True):
+        for i, (generation, token, log_probability) in enumerate(
+            zip(chosen, ids.tolist(), log_probabilities.tolist(), strict=True)
+        ):
+            count = generation.request.num_alternatives
+            generation.alternatives = None
+            if count:
+                likely, their = most_likely(logits[i], count)
+                generation.alternatives = Alternatives(ids=likely, log_probabilities=their)
             self._emit(generation, token, log_probability, now)
             if generation.finish:
                 self._detach(generation, now)
@@ -346,10 +398,7 @@ class Generations:
             if options.stop:
                 piece = self._text(generation, position)
                 generation.ending = (generation.ending + piece)[-MAX_STOP_BYTES - len(piece) :]
-                if any(generation.ending.endswith(stop) for stop in options.stop):
-                    generation.finish = FinishReason.FINISH_STOP
-            if not generation.finish and len(generation.ids) >= options.max_steps:
-                generation.finish = FinishReason.FINISH_MAX_STEPS
+            generation.finish = _finish_of(generation, options)
         if position >= generation.asked or generation.finish:
             if generation.waits_since is not None:
                 self.core.counts.first_emission.add(now - generation.waits_since)
@@ -381,6 +430,7 @@ class Generations:
             generation.request.options.seed,
             finish,
             error,
+            None if error is not None else generation.alternatives,
         )
 
     def credit(self, to: object, count: int) -> None:
@@ -479,6 +529,8 @@ class Generations:
             log_probabilities=generation.log_probabilities,
             finish=generation.finish,
             is_fork=generation.is_fork,
+            alternatives=generation.alternatives,
+            is_chosen=generation.is_chosen,
         )
 
     def check(self, state: SessionState) -> None:
@@ -491,6 +543,11 @@ class Generations:
         if len(ids) != state.position or len(ids) != len(state.generation.log_probabilities):
             raise CellarError(Reason.STATE_INCOMPATIBLE, "the state's emissions are not as many as its position")
         vocabulary = self.core.output_shape[-1]
+        others = state.generation.alternatives
+        if len(others.ids) != len(others.log_probabilities) or len(others.ids) > MAX_ALTERNATIVES:
+            raise CellarError(Reason.STATE_INCOMPATIBLE, "the state's alternatives are not as many as they must be")
+        if not all(0 <= id < vocabulary for id in others.ids):
+            raise CellarError(Reason.STATE_INCOMPATIBLE, "the state's alternatives are not the model's")
         if len(ids) > manifest.generation.max_steps or not all(0 <= id < vocabulary for id in ids):
             raise CellarError(Reason.STATE_INCOMPATIBLE, "the state's emissions are not the model's")
 
@@ -508,6 +565,8 @@ class Generations:
             finish=state.finish,
             is_fork=state.is_fork,
             was_stored=True,
+            alternatives=state.alternatives if state.HasField("alternatives") else None,
+            is_chosen=state.is_chosen,
             # without an emission nobody can tell, and to prime it again gives the same
             is_primed=bool(state.ids) or not self.core.model.manifest.prime.is_recurrent,
         )
@@ -536,6 +595,28 @@ def _request(state: GenerationState, manifest: Manifest) -> GenerateRequest:
     """What began a generation; INVALID_SAMPLING."""
     options = Options.from_proto(state.sampling, manifest.generation, lambda: 0)
     return GenerateRequest(None, state.text, state.condition, options)
+
+
+def _num_steps(generation: _Generation) -> int:
+    """Steps that a generation took: one for each emission, and one for its end."""
+    return len(generation.ids) + (generation.finish == FinishReason.FINISH_END)
+
+
+def _finish_of(generation: _Generation, options: Options) -> FinishReason:
+    """Whether an emission that is not the end is the last one."""
+    if any(generation.ending.endswith(stop) for stop in options.stop):
+        return FinishReason.FINISH_STOP
+    if len(generation.ids) >= options.max_steps:
+        return FinishReason.FINISH_MAX_STEPS
+    return FinishReason.FINISH_REASON_UNSPECIFIED
+
+
+def _is_over(generation: _Generation, options: Options) -> bool:
+    """A generation is over for one who asks with these options: where a greater number of steps is all that it lacked,
+    it goes on."""
+    if generation.finish == FinishReason.FINISH_MAX_STEPS:
+        return options.max_steps <= len(generation.ids)
+    return bool(generation.finish)
 
 
 def _check_text(text: bytes) -> None:

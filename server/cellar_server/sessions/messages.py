@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 from cellar_proto.v1.inference_pb2 import Frame
-from cellar_proto.v1.sampling_pb2 import FinishReason
+from cellar_proto.v1.sampling_pb2 import Alternatives, FinishReason
 
 from cellar_server.errors import CellarError
 from cellar_server.sampling.sampler import Options
@@ -143,7 +143,8 @@ class GenerateRequest:
 
     text or condition: what primes it (raw text for a codec; numbers [...] otherwise); session_id: keep it under this
     id; position: emissions the caller holds already; credits: emissions that may be made before the asker must say
-    `Credit` (so that a slow reader stops its own generation only); caller: who takes turns with others.
+    `Credit` (so that a slow reader stops its own generation only); caller: who takes turns with others;
+    num_alternatives: of each step to be told; next_id: what emission number `position` is to be.
     """
 
     to: Any
@@ -156,6 +157,8 @@ class GenerateRequest:
     credits: int = 32
     caller: int = 0
     timing: Timing | None = None
+    num_alternatives: int = 0
+    next_id: int | None = None
 
 
 @dataclass(slots=True)
@@ -279,6 +282,7 @@ class GenerateReply:
     seed: int
     finish: FinishReason = FinishReason.FINISH_REASON_UNSPECIFIED
     error: CellarError | None = None
+    alternatives: Alternatives | None = None
 
 
 @dataclass(slots=True)
