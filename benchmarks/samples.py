@@ -37,6 +37,11 @@ def acts(zoo: Path = ZOO) -> list[str]:
     return [line for line in _file("describe", "acts.txt", zoo).read_text().splitlines() if line]
 
 
+def text(model: str, zoo: Path = ZOO) -> str:
+    """A piece of text that a model of characters was not trained on."""
+    return _file(model, "text.txt", zoo).read_text("utf-8")
+
+
 def hours(zoo: Path = ZOO) -> np.ndarray:
     """Air and weather of consecutive hours, float32 [n, 14]; column 0 is PM2.5, column 1 says that it was missing."""
     with _file("forecast", "forecast.csv", zoo).open() as file:

@@ -8,8 +8,10 @@ import sys
 import time
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import torch
+from torch import nn
 
 from cellar_models.data import DataChanged, DataMissing, data_folder
 from cellar_models.network import Network
@@ -23,6 +25,8 @@ MODELS = {
     "sentiment": "sentiment",
     "describe": "describe",
     "forecast": "forecast",
+    "chars-en": "chars_en",
+    "chars-ru": "chars_ru",
 }
 
 
@@ -65,12 +69,17 @@ def module_of(name: str) -> ModuleType:
 
 def _train(model: ModuleType, options: argparse.Namespace) -> int:
     network = model.build(options.data)
-    trainer = Trainer(network, max_epochs=options.epochs)
-    begun = time.perf_counter()
-    model.train(network, options.data, trainer)
     options.runs.mkdir(parents=True, exist_ok=True)
+    begun = time.perf_counter()
+
+    def keep(network: nn.Module) -> None:
+        seconds = time.perf_counter() - begun
+        torch.save({"weights": network.state_dict(), "seconds": seconds, "seed": options.seed}, _weights(options))
+
+    trainer = Trainer(network, max_epochs=options.epochs, keep=keep)
+    model.train(network, options.data, trainer)
     seconds = time.perf_counter() - begun
-    torch.save({"weights": network.state_dict(), "seconds": seconds, "seed": options.seed}, _weights(options))
+    keep(network)
     print(f"trained in {seconds:.0f} s on one thread: {_weights(options)}")
     print(_table(model.evaluate(network, options.data)))
     return 0
@@ -179,8 +188,9 @@ def _table(result: Result) -> str:
     return "\n".join([f"{name:40} {value:.4f}" for name, value in rows] + [f"({result.unit}) {verdict}", result.notes])
 
 
-def _card(name: str, result: Result, saved: dict[str, float]) -> str:
-    """The card's text, with places for what the manifest and the verification say."""
+def _card(name: str, result: Result, saved: dict[str, Any]) -> str:
+    """The card's text, with places for what the manifest and the verification say. saved: its `how`, where it has one,
+    is what these weights' training had that the command has not."""
     rows = "\n".join(
         [f"| **{k}** | **{v:.4f}** |" for k, v in result.metrics.items()]
         + [f"| {k} | {v:.4f} |" for k, v in result.more.items()]
@@ -206,7 +216,7 @@ def _card(name: str, result: Result, saved: dict[str, float]) -> str:
 Reproduce (seed {int(saved["seed"])}; {saved["seconds"]:.0f} s on one thread when this one was trained):
 
     cellar-models train {name} && cellar-models export {name}
-"""
+{saved.get("how", "")}"""
 
 
 _VERBS = {"train": _train, "evaluate": _evaluate, "export": _export, "verify": _verify}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -35,12 +36,15 @@ class Trainer:
         max_norm: float = 1.0,
         is_quiet: bool = False,
         max_epochs: int | None = None,
+        keep: Callable[[nn.Module], None] | None = None,
     ) -> None:
         self.network = network
         self.optimizer = torch.optim.AdamW(network.parameters(), lr=learning_rate, weight_decay=weight_decay)
         self.max_norm = max_norm
         self.is_quiet = is_quiet
         self.max_epochs = max_epochs
+        self.learning_rate = learning_rate
+        self.keep = keep
 
     def step(self, loss: Tensor) -> float:
         """One update by backpropagation (through time, over what the loss hangs on); the loss."""
@@ -49,6 +53,30 @@ class Trainer:
         nn.utils.clip_grad_norm_(self.network.parameters(), self.max_norm)
         self.optimizer.step()
         return float(loss.detach())
+
+    def set_rate(self, progress: float, *, peak: float = 2.0, warm: float = 0.05) -> None:
+        """One cycle (Smith and Topin, 2018): the step size rises to `peak` times the learning rate within the share
+        `warm` of the training, and falls to nothing as half a cosine. progress: 0 to 1."""
+        share = progress / warm if progress < warm else (1 + math.cos(math.pi * (progress - warm) / (1 - warm))) / 2
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate * peak * share
+
+    def cycle(self, epoch: Callable[[], float], validate: Callable[[], float], *, num_epochs: int) -> list[float]:
+        """Trains for `num_epochs`, whatever the validation says: for a schedule that ends at nothing, whose last
+        weights are the ones to take. `keep` has the weights after every epoch. Gives the validation losses."""
+        losses = []
+        with tqdm(total=num_epochs, disable=self.is_quiet, unit="epoch") as bar:
+            for _ in range(num_epochs):
+                self.network.train()
+                train_loss = epoch()
+                self.network.eval()
+                with torch.no_grad():
+                    losses.append(validate())
+                if self.keep is not None:
+                    self.keep(self.network)
+                bar.update()
+                bar.set_postfix(train=f"{train_loss:.4f}", valid=f"{losses[-1]:.4f}")
+        return losses
 
     def fit(
         self, epoch: Callable[[], float], validate: Callable[[], float], *, num_epochs: int, patience: int

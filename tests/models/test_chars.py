@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -65,8 +67,6 @@ def test_nats_are_those_of_every_character_but_the_first() -> None:
 
 def language(folder: Path) -> Language:
     """A text of 16,000 characters in which each of 4 follows the one before it."""
-    import hashlib
-
     text = "abc\n" * 4000
     (folder / "made").mkdir()
     (folder / "made" / "text.txt").write_text(text)
@@ -74,7 +74,16 @@ def language(folder: Path) -> Language:
     return replace(ENGLISH, name="made", dataset="made", texts=(("text.txt", sha256),), num_epochs=20, dropout=0.0)
 
 
-def test_training_learns_what_follows(tmp_path: Path) -> None:
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """As in `cellar-models train`: networks this small gain nothing by more."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_training_learns_what_follows(tmp_path: Path, one_thread: None) -> None:
     torch.manual_seed(0)
     made = language(tmp_path)
     learn, valid = chars.load(made, tmp_path)

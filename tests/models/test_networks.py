@@ -118,8 +118,12 @@ def test_the_committed_artefacts_are_whole(name: str) -> None:
     assert manifest.parity.max_relative_error < 1e-5
     for file, sha256 in manifest.sha256.items():
         assert hashlib.sha256((folder / file).read_bytes()).hexdigest() == sha256
-    assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) < 6_000_000
+    assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) < 10_000_000
     assert "baseline" in (folder / "CARD.md").read_text()
+
+
+def test_the_zoo_is_small() -> None:
+    assert sum(path.stat().st_size for path in ZOO.rglob("*") if path.is_file()) < 60_000_000
 
 
 def test_training_lowers_the_loss_and_keeps_the_best() -> None:

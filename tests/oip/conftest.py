@@ -21,7 +21,7 @@ def running_oip(tmp_path_factory: pytest.TempPathFactory, transport: str) -> Ite
     zoo = tmp_path_factory.mktemp("oip-zoo")
     write_counter(zoo)
     network.write_entry(zoo)
-    for name in ("digits", "sentiment", "describe", "forecast"):
+    for name in ("digits", "sentiment", "describe", "forecast", "chars-en"):
         shutil.copytree(ZOO / name, zoo / name)
     (write_counter(zoo, "broken") / "model.onnx").write_bytes(b"not a graph")
     config = Config(

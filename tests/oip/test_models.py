@@ -66,6 +66,10 @@ def test_server_and_models_are_described(triton: Any) -> None:
     text = triton.get_model_metadata("sentiment")
     assert [(t.name, t.datatype, list(t.shape)) for t in text.inputs] == [("text", "BYTES", [-1, 1])]
     assert [list(t.shape) for t in text.outputs] == [[-1, 2]]
+    # it generates too; here it has the signature of its mode
+    scored = triton.get_model_metadata("chars-en")
+    assert [(t.name, t.datatype, list(t.shape)) for t in scored.inputs] == [("text", "BYTES", [-1, 1])]
+    assert [list(t.shape) for t in scored.outputs] == [[-1, -1, 66]]
     with pytest.raises(InferenceServerException, match="MODEL_NOT_FOUND"):
         triton.get_model_metadata("nothing")
     with pytest.raises(InferenceServerException, match="MODEL_BROKEN"):
