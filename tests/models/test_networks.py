@@ -135,10 +135,6 @@ def test_the_zoo_is_small() -> None:
     assert sum(path.stat().st_size for path in ZOO.rglob("*") if path.is_file()) < 60_000_000
 
 
-def test_all_artefacts_together_are_small() -> None:
-    assert sum(path.stat().st_size for path in ZOO.rglob("*") if path.is_file()) < 60_000_000
-
-
 def test_training_lowers_the_loss_and_keeps_the_best() -> None:
     torch.manual_seed(0)
     network = digits.Digits(16)
