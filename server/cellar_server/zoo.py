@@ -31,6 +31,8 @@ MAX_STATE, MAX_NUMBERS = 1 << 22, 1 << 20
 # A session's tail is less than a frame of 16-bit samples, and has to stay small.
 MAX_FRAME_SAMPLES = 1 << 14
 MAX_SPELT_BYTES = 64
+# what stands for a byte in a spelt word: 1 + its value, or 0 for none
+NUM_BYTE_VALUES = 257
 
 
 @dataclass(frozen=True)
@@ -245,6 +247,10 @@ def _codecs(
         size = text.tokenizer.get_vocab_size()
         if size > manifest.input.vocabulary:
             raise ValueError(f"the tokenizer has {size} tokens; the graph takes {manifest.input.vocabulary}")
+        if text.step_shape and manifest.input.vocabulary < NUM_BYTE_VALUES:
+            raise ValueError(
+                f"a spelt byte is up to {NUM_BYTE_VALUES - 1}; the graph takes {manifest.input.vocabulary}"
+            )
         if tuple(manifest.input.shape) != text.step_shape:
             raise ValueError(f"a step of the text is {text.step_shape}; the graph takes {tuple(manifest.input.shape)}")
     if manifest.prime.WhichOneof("codec") == "text":

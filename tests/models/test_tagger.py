@@ -92,6 +92,22 @@ def test_words_are_tagged_as_they_arrive(client: cellar_client.Client) -> None:
     np.testing.assert_allclose(np.concatenate([p for p in pieces if len(p)]), whole, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["tagger", "tagger-whole"])
+def test_sentences_of_mixed_length_are_tagged_as_each_alone(client: cellar_client.Client, name: str) -> None:
+    texts = [text for text, _ in _samples(name)]
+    assert len({len(text.split()) for text in texts}) > 3
+    for together, text in zip(client.predict_many(name, texts), texts, strict=True):
+        np.testing.assert_allclose(np.asarray(together), np.asarray(client.predict(name, text)), rtol=0, atol=1e-5)
+
+
+def test_only_the_whole_sequence_tagger_sees_what_follows(client: cellar_client.Client) -> None:
+    def first(name: str, text: str) -> np.ndarray:
+        return np.asarray(client.predict(name, text))[0]
+
+    assert np.abs(first("tagger", "Google it") - first("tagger", "Google Inc.")).max() < 1e-6
+    assert np.abs(first("tagger-whole", "Google it") - first("tagger-whole", "Google Inc.")).max() > 1e-3
+
+
 def test_a_whole_sequence_tagger_has_no_sessions(client: cellar_client.Client) -> None:
     with pytest.raises(cellar_client.CellarError) as caught, client.session("tagger-whole") as session:
         session.step("a word")

@@ -97,6 +97,45 @@ def test_a_tokenizer_of_words_is_none_of_characters(tmp_path: Path) -> None:
         TextCodec(tmp_path / "words.json", is_by_character=True)
 
 
+@pytest.fixture(scope="module")
+def spelling(codec: TextCodec, tmp_path_factory: pytest.TempPathFactory) -> TextCodec:
+    file = tmp_path_factory.mktemp("spelling") / "tokenizer.json"
+    codec.tokenizer.save(str(file))
+    return TextCodec(file, max_word_bytes=16, head_bytes=2, tail_bytes=3)
+
+
+def test_a_word_is_its_id_and_the_bytes_it_begins_and_ends_with(spelling: TextCodec) -> None:
+    ids, rest = spelling.take(b"", "Good a é".encode(), True)
+    # 1 + the byte as the caller wrote it; 0 behind the first ones and before the last ones
+    assert ids.tolist() == [
+        [2, 1 + ord("G"), 1 + ord("o"), 1 + ord("o"), 1 + ord("o"), 1 + ord("d")],
+        [1, 1 + ord("a"), 0, 0, 0, 1 + ord("a")],
+        [0, 1 + 0xC3, 1 + 0xA9, 0, 1 + 0xC3, 1 + 0xA9],
+    ]
+    assert (ids.dtype, rest) == (np.int64, b"")
+    ids, rest = spelling.take(b"", b"goo", False)
+    assert (ids.shape, rest) == ((0, 6), b"goo")
+
+
+@given(words.map(" ".join), st.lists(st.integers(0, 200), max_size=8))
+def test_the_spelling_does_not_depend_on_the_cut(spelling: TextCodec, text: str, cuts: list[int]) -> None:
+    data = text.encode()
+    whole, _ = spelling.take(b"", data, True)
+    found, tail = [], b""
+    for low, high in pairwise(sorted({0, len(data), *(c for c in cuts if c < len(data))})):
+        ids, tail = spelling.take(tail, data[low:high], False)
+        found += ids.tolist()
+    ids, tail = spelling.take(tail, b"", True)
+    assert found + ids.tolist() == whole.tolist()
+    assert tail == b""
+
+
+def test_characters_are_not_spelt(tmp_path: Path, by_character: TextCodec) -> None:
+    by_character.tokenizer.save(str(tmp_path / "characters.json"))
+    with pytest.raises(ValueError, match="one id for every word"):
+        TextCodec(tmp_path / "characters.json", is_by_character=True, tail_bytes=1)
+
+
 @pytest.mark.parametrize(("data", "end"), [(b"a \xff b", False), (b"a \xc3", True), (b"\xc3(", False)])
 def test_bytes_that_are_no_text(codec: TextCodec, data: bytes, end: bool) -> None:
     with pytest.raises(CellarError) as caught:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from cellar_server.errors import CellarError
 from cellar_server.runtime.base import StartupError
 from cellar_server.runtime.onnx import check_provider
 from cellar_server.sessions.states import model_sha256
+from tokenizers import Tokenizer, pre_tokenizers
+from tokenizers.models import WordLevel
 
 from tests.fakes.bench import reason_of
 from tests.fakes.zoo import add_int8, read_manifest, write_counter, write_manifest
@@ -117,6 +120,37 @@ def test_a_model_without_int8_is_served_in_float32(tmp_path: Path) -> None:
     write_counter(tmp_path)
     (entry,) = zoo.find(tmp_path)
     assert zoo.load(entry, precision="int8").manifest.precision == "float32"
+
+
+def _speller(folder: Path, *, shape: list[int], vocabulary: int = 257, tail_bytes: int = 1) -> Path:
+    """The counter's folder, said to take words that are spelt."""
+    entry = write_counter(folder)
+    words = Tokenizer(WordLevel({"[UNK]": 0}, unk_token="[UNK]"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    words.save(str(entry / "tokenizer.json"))
+    manifest = read_manifest(entry)
+    manifest.text.tokenizer_file, manifest.text.tail_bytes = "tokenizer.json", tail_bytes
+    manifest.input.vocabulary = vocabulary
+    manifest.input.shape[:] = shape
+    manifest.sha256["tokenizer.json"] = hashlib.sha256((entry / "tokenizer.json").read_bytes()).hexdigest()
+    write_manifest(entry, manifest)
+    return entry
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"shape": [2], "vocabulary": 256}, "a spelt byte is up to 256; the graph takes 256"),
+        ({"shape": [2], "tail_bytes": 2}, r"a step of the text is \(3,\)"),
+        ({"shape": [2], "tail_bytes": 65}, "over 64"),
+    ],
+)
+def test_a_speller_that_does_not_fit_its_graph_says_why(tmp_path: Path, fields: dict, message: str) -> None:
+    _speller(tmp_path, **fields)
+    (entry,) = zoo.find(tmp_path)
+    with pytest.raises(CellarError, match=message) as caught:
+        zoo.load(entry)
+    assert reason_of(caught.value) == "MODEL_BROKEN"
 
 
 def test_a_state_fits_the_precision_that_computed_it_and_no_other(tmp_path: Path) -> None:
