@@ -21,7 +21,8 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -42,6 +43,7 @@ _STAYING = re.compile(r"(asyncio|uvloop)_\d+|run-(counter|describe)$")
 WARM_UP = 0.3  # part of the run that is not compared
 FLAGS = ["--max-sessions", str(MAX_SESSIONS), "--when-full", "spill", "--drain-s", "5"]
 IDLE_S, SHORT_IDLE_S = 20.0, 5.0  # of sessions, and of those that are left to expire: at rate 1
+CROWD_IDLE_S = 3600.0  # of the crowd's, which stand for minutes where the machine is slow
 
 
 @dataclass
@@ -164,7 +166,7 @@ class Soak:
         if not np.array_equal(found, expected):
             raise AssertionError(f"{what}: {found.ravel()[:4]} in place of {expected.ravel()[:4]}")
 
-    def churn(self, rng: random.Random, client: cellar_client.Client) -> Iterator[None]:
+    def churn(self, rng: random.Random, client: cellar_client.Client) -> Generator[None, None, None]:
         """Sessions of a few chunks: closed, left to expire, forked, or copied by export and import."""
         while True:
             kind = rng.choice(["close", "expire", "fork", "copy"])
@@ -190,22 +192,27 @@ class Soak:
             total = float(expected[-1, 0])
         return total
 
-    def crowd(self, rng: random.Random, client: cellar_client.Client) -> Iterator[None]:
+    def crowd(self, rng: random.Random, client: cellar_client.Client) -> Generator[None, None, None]:
         """More sessions than the server holds: the least recently used are put away, and taken up again."""
-        while True:
-            ids = []
-            for _ in range(MAX_SESSIONS + 50):
-                session = client.session("counter", keep=True)
-                self._check("crowd", np.asarray(session.step(np.ones((1, 2), np.float32))), np.ones((1, 2), np.float32))
-                ids.append(session.id)
-                yield
+        one, ids = np.ones((1, 2), np.float32), []
+        try:
+            while True:
+                for _ in range(MAX_SESSIONS + 50):
+                    session = client.session("counter", keep=True, max_idle_s=CROWD_IDLE_S)
+                    ids.append(session.id)
+                    self._check("crowd", np.asarray(session.step(one)), one)
+                    yield
+                while ids:
+                    session = client.resume(ids[0])
+                    self._check("taken up", np.asarray(session.step(one)), 2 * one)
+                    session.close()
+                    ids.pop(0)
+                    yield
+        finally:
             for id in ids:
-                session = client.resume(id)
-                self._check("taken up", np.asarray(session.step(np.ones((1, 2), np.float32))), np.full((1, 2), 2.0))
-                session.close()
-                yield
+                client.resume(id).close()
 
-    def frames(self, rng: random.Random, client: cellar_client.Client) -> Iterator[None]:
+    def frames(self, rng: random.Random, client: cellar_client.Client) -> Generator[None, None, None]:
         """Streams of 16 sessions, closed or left with a short grace."""
         while True:
             with client.stream("counter") as stream:
@@ -217,7 +224,7 @@ class Soak:
                 if rng.random() < 0.5:
                     stream.close_sessions()
 
-    def generate(self, rng: random.Random, client: cellar_client.Client) -> Iterator[None]:
+    def generate(self, rng: random.Random, client: cellar_client.Client) -> Generator[None, None, None]:
         """Generations, some of them left in the middle."""
         while True:
             most = rng.randint(1, 40)
@@ -230,7 +237,7 @@ class Soak:
             self._check("generations", np.array(found), np.array(self.tokens[: len(found)]))
             yield
 
-    def read_slowly(self, rng: random.Random, client: cellar_client.Client) -> Iterator[None]:
+    def read_slowly(self, rng: random.Random, client: cellar_client.Client) -> Generator[None, None, None]:
         """A stream whose answers are read late, then one that is cut with its answers unread, then a cut connection."""
         while True:
             channel = grpc.insecure_channel(self.server.address, [("grpc.use_local_subchannel_pool", 1)])
@@ -275,7 +282,7 @@ class Soak:
             self._count("cut streams")
             yield
 
-    def reload(self, rng: random.Random, client: cellar_client.Client) -> Iterator[None]:
+    def reload(self, rng: random.Random, client: cellar_client.Client) -> Generator[None, None, None]:
         """A model that is loaded, used and unloaded, with a session open on it."""
         while True:
             client.load("other")
@@ -285,10 +292,16 @@ class Soak:
             for _ in range(20):
                 yield
 
-    def _drive(self, what: Callable[[random.Random, cellar_client.Client], Iterator[None]], pause_s: float) -> None:
+    def _drive(
+        self, what: Callable[[random.Random, cellar_client.Client], Generator[None, None, None]], pause_s: float
+    ) -> None:
         try:
-            with cellar_client.Client(self.server.address, timeout=60) as client:
-                for _ in what(random.Random(f"{self._seed} {what.__name__}"), client):
+            rng = random.Random(f"{self._seed} {what.__name__}")
+            with (
+                cellar_client.Client(self.server.address, timeout=60) as client,
+                closing(what(rng, client)) as steps,
+            ):
+                for _ in steps:
                     if self._stop.wait(pause_s / self._rate):
                         return
         except Exception as error:

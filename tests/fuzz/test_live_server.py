@@ -85,10 +85,10 @@ class Fuzzed:
                 if _is_torn(data := mutator.message()):
                     torn.append(data)
 
-        answers = self.stream(requests(), timeout=110)
+        answers = self.stream(requests(), timeout=300)
         while not is_open.is_set():
             handles.extend(filter(None, next(answers).opened.handles))
-            if handles:
+            if len(handles) >= SESSIONS:
                 is_open.set()
             else:
                 time.sleep(0.5)  # what mutated messages opened may fill the table until it expires
@@ -147,6 +147,8 @@ def fuzz(tmp_path: Path, frames: int) -> Fuzzed:
         while fuzzed.sent < frames:
             fuzzed.send(seed, min(PER_STREAM, frames - fuzzed.sent))
             seed += 1
+            if seed % 100 == 0:
+                print(f"{fuzzed.sent} frames: {dict(fuzzed.reasons.most_common())}", flush=True)
             if not files and fuzzed.sent >= warm:
                 files, resident = fuzzed.files(), server.resident_bytes()
         until = time.monotonic() + 30
