@@ -27,7 +27,8 @@ class Gate(grpc.aio.ServerInterceptor):
 
     The engines refuse what their queues cannot carry in time; this refuses what the transport cannot: calls that wait
     for the event loop, before it and after it. max_calls: in flight at a time. reads_late: the transport lets a handler
-    begin before its call's message is read, so that refusing costs no reading.
+    begin before its call's message is read, so that refusing costs no reading. A call whose message has not come is not
+    counted: whoever sends none keeps nobody out.
     """
 
     def __init__(self, max_calls: int, *, reads_late: bool = True, clock: Callable[[], float] = time.monotonic) -> None:
@@ -48,28 +49,27 @@ class Gate(grpc.aio.ServerInterceptor):
             return handler
         answer, read, write = handler.unary_unary, handler.request_deserializer, handler.response_serializer
 
-        async def admit(request: Any, context: grpc.aio.ServicerContext) -> Any:
-            error = self.refusal(context.time_remaining())
-            if error is not None:
-                await abort(context, error)
+        async def counted(request: Any, context: grpc.aio.ServicerContext) -> Any:
             self.in_flight += 1
             try:
                 return await answer(request, context)
             finally:
                 self.end()
 
+        async def admit(request: Any, context: grpc.aio.ServicerContext) -> Any:
+            error = self.refusal(context.time_remaining())
+            if error is not None:
+                await abort(context, error)
+            return await counted(request, context)
+
         async def admit_unread(_: Any, context: grpc.aio.ServicerContext) -> Any:
             error = self.refusal(context.time_remaining())
             if error is not None:
                 await abort(context, error)
-            self.in_flight += 1
-            try:
-                request = await context.read()
-                if request is grpc.aio.EOF:
-                    await abort(context, CellarError(Reason.INVALID_REQUEST, "the call holds no message"))
-                return await answer(request, context)
-            finally:
-                self.end()
+            request = await context.read()
+            if request is grpc.aio.EOF:
+                await abort(context, CellarError(Reason.INVALID_REQUEST, "the call holds no message"))
+            return await counted(request, context)
 
         if self._reads_late:
             return grpc.stream_unary_rpc_method_handler(admit_unread, read, write)
