@@ -9,6 +9,7 @@ MODELS ?= models/zoo
 FUZZ_S ?= 60
 FUZZ_TARGETS := frames states generation_states oip manifests graphs
 SOAK_MINUTES ?= 60
+SOAK_RATE ?= 1
 
 SERVE := $(VENV)/.serve
 DEV := $(VENV)/.dev
@@ -76,8 +77,8 @@ fuzz: $(DEV) ## coverage-guided fuzzing of all parsers (FUZZ_S=60 seconds each)
 	$(PIP) 'atheris>=3.0; python_version < "3.14" and platform_system == "Linux"'
 	for target in $(FUZZ_TARGETS); do $(BIN)/python -m tests.fuzz $$target --seconds $(FUZZ_S) || exit 1; done
 
-soak: $(DEV) ## everything at once for an hour (SOAK_MINUTES=60), looking for what grows
-	$(BIN)/python -m tests.e2e.soak --minutes $(SOAK_MINUTES)
+soak: $(DEV) ## everything at once for an hour (SOAK_MINUTES=60), looking for what grows (SOAK_RATE=0.25: a quarter of the load)
+	$(BIN)/python -m tests.e2e.soak --minutes $(SOAK_MINUTES) --rate $(SOAK_RATE)
 
 lock: | $(BIN)/python ## pin the server and what it needs in requirements.lock
 	$(PIP) 'uv>=0.5'

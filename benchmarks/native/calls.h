@@ -163,6 +163,9 @@ class Arrivals : public Load {
       unary.reset();
       stream.reset();
       context = std::make_unique<grpc::ClientContext>();
+      if (load->timeout_ms_) {  // as callers say it: known to the server before it reads the message
+        context->set_deadline(std::chrono::system_clock::now() + std::chrono::milliseconds(load->timeout_ms_));
+      }
       if (load->is_generating_) {
         request = wire::generate(load->model_, load->texts_[number % load->texts_.size()], num_steps, number);
         stream = load->stub(number).PrepareCall(context.get(), "/cellar.v1.Inference/Generate", load->queue);

@@ -23,6 +23,9 @@ from cellar_client.emissions import Emissions
 from cellar_client.errors import CellarError
 from cellar_client.surprisal import Surprisal
 
+# Columns of a table that is not for a terminal.
+WIDE = 100_000
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """0: done; 1: refused, with the reason in one line on standard error; 2: wrong usage."""
@@ -128,8 +131,9 @@ def _table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     for row in rows:
         table.add_row(*(str(cell) for cell in row))
     console = Console()
-    # as wide as it must be where nobody looks at a terminal
-    console.print(table, **({} if console.is_terminal else {"width": 200}))
+    if not console.is_terminal:
+        console = Console(width=WIDE)  # whole lines: they are read by a program, or kept
+    console.print(table)
 
 
 def _client(options: argparse.Namespace) -> Client:

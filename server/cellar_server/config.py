@@ -65,6 +65,9 @@ class Config:
     )
     max_message_bytes: int = _option(16 << 20, "bytes in one message")
     max_frames_in_flight: int = _option(64, "unanswered messages of one stream at which it is read no further")
+    max_calls_in_flight: int = _option(
+        4096, "unanswered calls of one answer (Predict, Step, ModelInfer) at which more are refused"
+    )
     when_full: str = _option(
         "refuse",
         "what becomes of a new session where max_sessions are open: refuse it, or spill the least recently used ones "

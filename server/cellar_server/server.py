@@ -29,6 +29,7 @@ from cellar_server.config import Config, Settings
 from cellar_server.engine import Engine
 from cellar_server.errors import CellarError
 from cellar_server.front.callers import Guard
+from cellar_server.front.gate import Gate
 from cellar_server.front.inference import Inference
 from cellar_server.front.models import ModelsFront
 from cellar_server.front.oip import schema as oip
@@ -45,7 +46,7 @@ from cellar_server.runtime.onnx import check_provider
 from cellar_server.sessions.messages import Reply, RowsBack, RowsRefused, RowsReply
 from cellar_server.store import open_store
 from cellar_server.store.base import Store, StoreError
-from cellar_server.transport import open_transport
+from cellar_server.transport import is_native_built, open_transport
 from cellar_server.transport.base import Transport
 
 if TYPE_CHECKING:
@@ -91,6 +92,8 @@ class Server:
         self._lanes: Lanes | None = None
         self._named: set[str] = set()
         self._readiness = Readiness()
+        is_aio = config.transport == "aio" or not is_native_built()
+        self.gate = Gate(config.max_calls_in_flight, reads_late=is_aio)
         self.metrics: MetricsServer | None = None
         self._watching: asyncio.Task[None] | None = None
 
@@ -107,7 +110,7 @@ class Server:
         server = open_transport(
             self.config.transport,
             max_message_bytes=self.config.max_message_bytes,
-            interceptors=(Reader(), *((Guard(callers),) if callers.is_on else ())),
+            interceptors=(self.gate, Reader(), *((Guard(callers),) if callers.is_on else ())),
         )
         inference, open_inference = self._make_services(server)
         inference_pb2_grpc.add_InferenceServicer_to_server(inference, server)

@@ -1,9 +1,10 @@
-"""A long run of everything at once: `python -m tests.e2e.soak --minutes 60`.
+"""A long run of everything at once: `python -m tests.e2e.soak --minutes 60 --rate 0.25`.
 
 One server with a store that spills, and callers that never stop: sessions that come and go, forks, copies by export and
 import, generations, sessions that expire or are put away and taken up again, streams that are cut or left, slow
 readers, models that are loaded and unloaded. Every answer is checked. Meanwhile memory, file handles, threads, tasks
-and latency are looked at once a second; the first part of the run is warm-up and does not count.
+and latency are looked at once a second; the first part of the run is warm-up and does not count. SIGINT and SIGTERM end
+it early, with the report of what there was until then.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -39,7 +41,9 @@ MAX_SESSIONS = 400
 _WATCHED = re.compile(r"watched tasks=(\d+) objects=(\d+) threads=(\S+)")
 _STAYING = re.compile(r"(asyncio|uvloop)_\d+|run-(counter|describe)$")
 WARM_UP = 0.3  # part of the run that is not compared
-FLAGS = ["--max-sessions", str(MAX_SESSIONS), "--when-full", "spill", "--max-idle-s", "20", "--drain-s", "5"]
+FLAGS = ["--max-sessions", str(MAX_SESSIONS), "--when-full", "spill", "--drain-s", "5"]
+IDLE_S, SHORT_IDLE_S = 20.0, 5.0  # of sessions, and of those that are left to expire: at rate 1
+CROWD_IDLE_S = 3600.0  # of the crowd's, which stand for minutes where the machine is slow
 
 
 @dataclass
@@ -65,9 +69,12 @@ class Look:
 @dataclass
 class Report:
     """What was done, by kind, what was wrong, and how the server looked: medians of the first and the last quarter
-    after the warm-up; idle_before, idle_after: without callers."""
+    after the warm-up; idle_before, idle_after: without callers. cores: what the server and the callers took of the
+    processors, in cores."""
 
     minutes: float
+    rate: float = 1.0
+    cores: tuple[float, float] = (0.0, 0.0)
     done: Counter[str] = field(default_factory=Counter)
     wrong: list[str] = field(default_factory=list)
     looks: list[Look] = field(default_factory=list)
@@ -122,7 +129,9 @@ class Report:
         named = ("rss_bytes", "files", "threads", "tasks", "objects", "latency_s")
         return json.dumps(
             {
-                "minutes": self.minutes,
+                "minutes": round(self.minutes, 1),
+                "rate": self.rate,
+                "cores": self.cores,
                 "done": dict(self.done),
                 "quarters": {name: self.quarters(name) for name in named},
                 "idle": [vars(look) for look in (self.idle_before, self.idle_after) if look],
@@ -135,9 +144,10 @@ class Report:
 class Soak:
     """A watched server, callers that check what they get, and the one who looks."""
 
-    def __init__(self, server: Served, minutes: float, seed: int) -> None:
+    def __init__(self, server: Served, minutes: float, seed: int, rate: float = 1.0) -> None:
         self.server = server
-        self.report = Report(minutes)
+        self.report = Report(minutes, rate)
+        self._rate = rate
         self._seed = seed
         self._stop = threading.Event()
         self._lock = threading.Lock()
@@ -156,11 +166,13 @@ class Soak:
         if not np.array_equal(found, expected):
             raise AssertionError(f"{what}: {found.ravel()[:4]} in place of {expected.ravel()[:4]}")
 
-    def churn(self, rng: random.Random, client: cellar_client.Client) -> Iterator[None]:
+    def churn(self, rng: random.Random, client: cellar_client.Client) -> Generator[None, None, None]:
         """Sessions of a few chunks: closed, left to expire, forked, or copied by export and import."""
         while True:
             kind = rng.choice(["close", "expire", "fork", "copy"])
-            session = client.session("counter", keep=True, max_idle_s=5.0 if kind == "expire" else 0.0)
+            session = client.session(
+                "counter", keep=True, max_idle_s=SHORT_IDLE_S / self._rate if kind == "expire" else 0.0
+            )
             total = self._walk("steps", rng, session, 0.0)
             yield
             if kind in ("fork", "copy"):
@@ -180,22 +192,27 @@ class Soak:
             total = float(expected[-1, 0])
         return total
 
-    def crowd(self, rng: random.Random, client: cellar_client.Client) -> Iterator[None]:
+    def crowd(self, rng: random.Random, client: cellar_client.Client) -> Generator[None, None, None]:
         """More sessions than the server holds: the least recently used are put away, and taken up again."""
-        while True:
-            ids = []
-            for _ in range(MAX_SESSIONS + 50):
-                session = client.session("counter", keep=True)
-                self._check("crowd", np.asarray(session.step(np.ones((1, 2), np.float32))), np.ones((1, 2), np.float32))
-                ids.append(session.id)
-                yield
+        one, ids = np.ones((1, 2), np.float32), []
+        try:
+            while True:
+                for _ in range(MAX_SESSIONS + 50):
+                    session = client.session("counter", keep=True, max_idle_s=CROWD_IDLE_S)
+                    ids.append(session.id)
+                    self._check("crowd", np.asarray(session.step(one)), one)
+                    yield
+                while ids:
+                    session = client.resume(ids[0])
+                    self._check("taken up", np.asarray(session.step(one)), 2 * one)
+                    session.close()
+                    ids.pop(0)
+                    yield
+        finally:
             for id in ids:
-                session = client.resume(id)
-                self._check("taken up", np.asarray(session.step(np.ones((1, 2), np.float32))), np.full((1, 2), 2.0))
-                session.close()
-                yield
+                client.resume(id).close()
 
-    def frames(self, rng: random.Random, client: cellar_client.Client) -> Iterator[None]:
+    def frames(self, rng: random.Random, client: cellar_client.Client) -> Generator[None, None, None]:
         """Streams of 16 sessions, closed or left with a short grace."""
         while True:
             with client.stream("counter") as stream:
@@ -207,7 +224,7 @@ class Soak:
                 if rng.random() < 0.5:
                     stream.close_sessions()
 
-    def generate(self, rng: random.Random, client: cellar_client.Client) -> Iterator[None]:
+    def generate(self, rng: random.Random, client: cellar_client.Client) -> Generator[None, None, None]:
         """Generations, some of them left in the middle."""
         while True:
             most = rng.randint(1, 40)
@@ -220,7 +237,7 @@ class Soak:
             self._check("generations", np.array(found), np.array(self.tokens[: len(found)]))
             yield
 
-    def read_slowly(self, rng: random.Random, client: cellar_client.Client) -> Iterator[None]:
+    def read_slowly(self, rng: random.Random, client: cellar_client.Client) -> Generator[None, None, None]:
         """A stream whose answers are read late, then one that is cut with its answers unread, then a cut connection."""
         while True:
             channel = grpc.insecure_channel(self.server.address, [("grpc.use_local_subchannel_pool", 1)])
@@ -265,7 +282,7 @@ class Soak:
             self._count("cut streams")
             yield
 
-    def reload(self, rng: random.Random, client: cellar_client.Client) -> Iterator[None]:
+    def reload(self, rng: random.Random, client: cellar_client.Client) -> Generator[None, None, None]:
         """A model that is loaded, used and unloaded, with a session open on it."""
         while True:
             client.load("other")
@@ -275,11 +292,17 @@ class Soak:
             for _ in range(20):
                 yield
 
-    def _drive(self, what: Callable[[random.Random, cellar_client.Client], Iterator[None]], pause_s: float) -> None:
+    def _drive(
+        self, what: Callable[[random.Random, cellar_client.Client], Generator[None, None, None]], pause_s: float
+    ) -> None:
         try:
-            with cellar_client.Client(self.server.address, timeout=60) as client:
-                for _ in what(random.Random(f"{self._seed} {what.__name__}"), client):
-                    if self._stop.wait(pause_s):
+            rng = random.Random(f"{self._seed} {what.__name__}")
+            with (
+                cellar_client.Client(self.server.address, timeout=60) as client,
+                closing(what(rng, client)) as steps,
+            ):
+                for _ in steps:
+                    if self._stop.wait(pause_s / self._rate):
                         return
         except Exception as error:
             with self._lock:
@@ -289,7 +312,7 @@ class Soak:
     def _probe(self) -> None:
         """One step after another, for the latency."""
         with cellar_client.Client(self.server.address, timeout=60) as client, client.session("counter") as session:
-            while not self._stop.wait(0.05):
+            while not self._stop.wait(0.05 / self._rate):
                 begun = time.perf_counter()
                 session.step(np.zeros((1, 2), np.float32))
                 with self._lock:
@@ -303,11 +326,17 @@ class Soak:
         pauses |= {self.read_slowly: 0.1, self.reload: 0.25}
         threads = [threading.Thread(target=self._drive, args=each, daemon=True) for each in pauses.items()]
         threads.append(threading.Thread(target=self._probe, daemon=True))
-        begun = time.monotonic()
+        begun, cpu_s = time.monotonic(), self._cpu_s()
         for thread in threads:
             thread.start()
         while time.monotonic() - begun < 60 * self.report.minutes and not self._stop.wait(1.0):
-            self.report.looks.append(self._look())
+            self.report.looks.append(look := self._look())
+            if len(self.report.looks) % 60 == 0:
+                self._say(look, begun)
+        took_s = time.monotonic() - begun
+        self.report.minutes = took_s / 60
+        server_s, callers_s = (after - before for before, after in zip(cpu_s, self._cpu_s(), strict=True))
+        self.report.cores = (round(server_s / took_s, 3), round(callers_s / took_s, 3))
         self._stop.set()
         for thread in threads:
             thread.join(60)
@@ -316,10 +345,22 @@ class Soak:
         self._settle()
         return self.report
 
+    def end(self) -> None:
+        """Ends the run early; its report is of what there was until then."""
+        self._stop.set()
+
+    def _cpu_s(self) -> tuple[float, float]:
+        return self.server.cpu_s(), time.process_time()
+
+    def _say(self, look: Look, begun: float) -> None:
+        done = sum(self.report.done.values())
+        held = f"{look.rss_bytes / 1e6:.1f} MB, {look.files} files, {look.threads} threads, {look.tasks} tasks"
+        print(f"{(look.at_s - begun) / 60:.0f} min: {done} done, {held}, {1e3 * look.latency_s:.2f} ms", flush=True)
+
     def _settle(self) -> None:
         """Until what was left has expired, then the last look."""
         with Wire(self.server.address) as wire:
-            until = time.monotonic() + 60
+            until = time.monotonic() + 40 + IDLE_S / self._rate
             while time.monotonic() < until:
                 self.report.sessions_left = wire.counters("counter").sessions_live
                 if not self.report.sessions_left:
@@ -354,24 +395,36 @@ class Soak:
         )
 
 
-def run(minutes: float, seed: int = 0) -> Report:
-    """One run on a server and a store of its own."""
+def run(minutes: float, seed: int = 0, rate: float = 1.0, transport: str = "auto") -> Report:
+    """One run on a server and a store of its own. rate: so many times shorter are the pauses of the callers, and the
+    times after which sessions expire."""
     with tempfile.TemporaryDirectory(prefix="cellar-soak-") as made:
         folder = Path(made)
         for name in ("counter", "other"):
             write_counter(folder / "zoo", name)
         (folder / "zoo" / "describe").symlink_to(ZOO / "describe")
         flags = [*FLAGS, "--models", str(folder / "zoo"), "--store", f"sqlite:///{folder}/soak.db"]
+        flags += ["--max-idle-s", str(IDLE_S / rate), "--transport", transport]
         command = [sys.executable, "-m", "tests.e2e.watched", "--listen", "127.0.0.1:0", *flags]
         with started(command) as server:
-            return Soak(server, minutes, seed).run()
+            soak = Soak(server, minutes, seed, rate)
+            before = {
+                number: signal.signal(number, lambda *_: soak.end()) for number in (signal.SIGINT, signal.SIGTERM)
+            }
+            try:
+                return soak.run()
+            finally:
+                for number, handler in before.items():
+                    signal.signal(number, handler)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=float(os.environ.get("CELLAR_SOAK_MINUTES", "60")))
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--rate", type=float, default=float(os.environ.get("CELLAR_SOAK_RATE", "1")))
+    parser.add_argument("--transport", choices=["auto", "aio", "native"], default="auto")
     options = parser.parse_args()
-    found = run(options.minutes, options.seed)
+    found = run(options.minutes, options.seed, options.rate, options.transport)
     print(found.summary())
     sys.exit(bool(found.faults()))

@@ -1,4 +1,5 @@
-"""The soak: an hour, or CELLAR_SOAK_MINUTES, in `make test-all`; by default only whether it would see a leak."""
+"""The soak: an hour, or CELLAR_SOAK_MINUTES, at CELLAR_SOAK_RATE, in `make test-all`; by default only whether it would
+see a leak."""
 
 from __future__ import annotations
 
@@ -10,12 +11,13 @@ import pytest
 from tests.e2e.soak import Look, Report, run
 
 MINUTES = float(os.environ.get("CELLAR_SOAK_MINUTES", "60"))
+RATE = float(os.environ.get("CELLAR_SOAK_RATE", "1"))
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(60 * MINUTES + 300)
 def test_nothing_grows_and_every_answer_is_right() -> None:
-    report = run(MINUTES)
+    report = run(MINUTES, rate=RATE)
     assert not report.faults(), report.summary()
 
 

@@ -48,13 +48,36 @@ class Host(Protocol):
 
 class _Stream:
     """An OpenStream of this protocol. out: responses with their errors, None at the end; tasks: requests in flight.
-    CellarError UNAUTHENTICATED."""
+    Of responses no more wait in `out` than the stream may have frames in flight: a reader that is slow holds up its own
+    generations. CellarError UNAUTHENTICATED."""
 
     def __init__(self, context: grpc.aio.ServicerContext, registry: Registry) -> None:
         self._context, self._callers = context, registry.callers
         self.caller = registry.callers.of(context)
         self.out: asyncio.Queue[Any] = asyncio.Queue()
         self.tasks: set[asyncio.Task[None]] = set()
+        self.num_waiting = 0  # responses in `out`
+        self._most = registry.config.max_frames_in_flight
+        self._is_ending = False
+        self._has_room = asyncio.Event()
+
+    async def put(self, response: Any, error: CellarError | None = None) -> None:
+        """Puts a response into `out` when there is room."""
+        while self.num_waiting >= self._most and not self._is_ending:
+            self._has_room.clear()
+            await self._has_room.wait()
+        self.num_waiting += 1
+        self.out.put_nowait((response, error))
+
+    def take(self) -> None:
+        """A response was taken out."""
+        self.num_waiting -= 1
+        self._has_room.set()
+
+    def end_waiting(self) -> None:
+        """What is still made is written in the end: nobody waits for room."""
+        self._is_ending = True
+        self._has_room.set()
 
     def end(self, error: CellarError) -> None:
         self.out.put_nowait((END, error))
@@ -219,6 +242,7 @@ class OpenInference:
             while (item := await out.get()) is not None:
                 response, error = item
                 if response is END:
+                    stream.end_waiting()
                     await asyncio.gather(*stream.tasks, return_exceptions=True)
                     while not out.empty() and (item := out.get_nowait()) is not None:
                         if item[0] is not None:
@@ -229,6 +253,7 @@ class OpenInference:
                 if response is None:
                     room.release()
                     continue
+                stream.take()
                 yield response
         finally:
             reader.cancel()
@@ -240,7 +265,7 @@ class OpenInference:
         try:
             async for request in requests:
                 await room.acquire()
-                task = asyncio.ensure_future(self._answer(request, out, stream.caller))
+                task = asyncio.ensure_future(self._answer(request, stream))
                 tasks.add(task)
                 task.add_done_callback(tasks.discard)
             if tasks:
@@ -250,8 +275,9 @@ class OpenInference:
                 task.cancel()
             out.put_nowait(None)
 
-    async def _answer(self, request: Any, out: asyncio.Queue[Any], caller: Caller) -> None:
-        """Puts the answers of one request into `out`, then (None, None): its place is free."""
+    async def _answer(self, request: Any, stream: _Stream) -> None:
+        """Puts the answers of one request into the stream's `out`, then (None, None): its place is free."""
+        caller = stream.caller
         try:
             check(request)
             engine, given = self._read_request(request, caller)
@@ -264,7 +290,7 @@ class OpenInference:
                 if wants_empty_final:
                     if response.outputs:
                         _flag_final(response, False)
-                        out.put_nowait((schema.ModelStreamInferResponse(infer_response=response), None))
+                        await stream.put(schema.ModelStreamInferResponse(infer_response=response))
                     held = response if "finish_reason" in response.parameters else None
                     if held is not None:
                         del held.outputs[:], held.raw_output_contents[:]
@@ -272,7 +298,7 @@ class OpenInference:
                 # the flag stands on the last response that is not empty: known once the next one is there
                 if held is not None and response.outputs:
                     _flag_final(held, False)
-                    out.put_nowait((schema.ModelStreamInferResponse(infer_response=held), None))
+                    await stream.put(schema.ModelStreamInferResponse(infer_response=held))
                 if held is not None and not response.outputs:
                     for key, param in response.parameters.items():
                         held.parameters[key].CopyFrom(param)
@@ -280,7 +306,7 @@ class OpenInference:
                     held = response
             if held is not None:
                 _flag_final(held, True)
-                out.put_nowait((schema.ModelStreamInferResponse(infer_response=held), None))
+                await stream.put(schema.ModelStreamInferResponse(infer_response=held))
         except CellarError as error:
             response = schema.ModelInferResponse()
             if request is not None:
@@ -288,9 +314,9 @@ class OpenInference:
             response.parameters["reason"].string_param = Reason.Name(error.reason)
             _flag_final(response, True)
             message = schema.ModelStreamInferResponse(error_message=_text(error), infer_response=response)
-            out.put_nowait((message, error))
+            await stream.put(message, error)
         finally:
-            out.put_nowait((None, None))
+            stream.out.put_nowait((None, None))
 
     def _read_request(self, request: Any, caller: Caller) -> tuple[Engine, Parameters]:
         """The engine and the parameters of a request. CellarError; one in the parameters counts as a failed request."""
