@@ -198,6 +198,10 @@ PYBIND11_MODULE(_native, module) {
       .def("replace", &Certificates::replace);
   module.def("insecure", &grpc::InsecureServerCredentials);
   using released = py::call_guard<py::gil_scoped_release>;
+  py::class_<Bell, std::shared_ptr<Bell>>(module, "Bell")
+      .def(py::init())
+      .def("ring", &Bell::ring)
+      .def("wait", &Bell::wait, released());
   py::class_<Transport>(module, "Transport")
       .def(py::init<int, std::vector<std::pair<std::string, int>>>(), py::arg("max_receive_bytes"), py::arg("options"))
       .def("add_method", [](Transport& t, const std::string& path, int style) { t.add_method(path, Style(style)); })
@@ -205,6 +209,7 @@ PYBIND11_MODULE(_native, module) {
       .def("listen", &Transport::listen, released())
       .def("start", &Transport::start, released())
       .def("take", &take)
+      .def("set_bell", &Transport::set_bell)
       .def("take_rows", &take_rows)
       .def("open_lane", &Transport::open_lane, released())
       .def("settle", &Transport::settle, released())

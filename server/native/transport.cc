@@ -1,7 +1,6 @@
 #include "transport.h"
 
 #include <algorithm>
-#include <chrono>
 #include <iterator>
 #include <limits>
 
@@ -348,8 +347,12 @@ void Transport::post_row(Call& call, const Row& row) {
   Lane& lane = lanes_[call.lane()];
   auto& groups = lane.rows;
   if (groups.empty()) {
-    if (events_.empty()) arrived_.notify_one();
-    events_.push_back(Event{Kind::kRows, call.lane()});
+    if (lane.bell) {
+      lane.bell->ring();
+    } else {
+      if (events_.empty()) arrived_.notify_one();
+      events_.push_back(Event{Kind::kRows, call.lane()});
+    }
   }
   // a call's rows keep their order; of the Rows that it may join, the last few are looked at
   const size_t first = call.batch == lane.batch ? call.place : 0;
@@ -386,6 +389,11 @@ bool Transport::take(std::vector<Event>* events) {
   arrived_.wait(guard, [this] { return is_over_ || !events_.empty(); });
   std::swap(*events, events_);
   return !events->empty();
+}
+
+void Transport::set_bell(uint64_t lane, std::shared_ptr<Bell> bell) {
+  std::lock_guard guard(incoming_lock_);
+  lanes_[lane].bell = std::move(bell);
 }
 
 std::vector<Rows> Transport::take_rows(uint64_t lane) {

@@ -1,14 +1,15 @@
 // A gRPC server that hands a batch of events in and takes a batch of answers out. Knows no model, session or engine.
 //
 // Threads: one poller drives gRPC's completion queue, one writer sends what comes in large batches; any thread may call
-// what is public here. Each call has a lock of its own. The locks of the transport are leaves: no other is taken while
-// one of them is held.
+// what is public here. Each call has a lock of its own. The locks of the transport are leaves: no other but a
+// bell's is taken while one of them is held.
 #pragma once
 
 #include <grpcpp/generic/async_generic_service.h>
 #include <grpcpp/grpcpp.h>
 
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <deque>
 #include <memory>
@@ -61,10 +62,37 @@ struct Rows {
 // The lane of steps; streams are given others.
 constexpr uint64_t kSteps = 0;
 
-// Rows that wait for whoever takes the lane's; told of by one kRows until they are taken.
+// Wakes a thread that waits for more than one thing.
+class Bell {
+ public:
+  void ring() {
+    std::lock_guard guard(lock_);
+    is_rung_ = true;
+    rung_.notify_one();
+  }
+  // Until it is rung, or was since the last time; at most for so long (negative: for good).
+  void wait(double timeout_s) {
+    std::unique_lock guard(lock_);
+    const auto is_rung = [this] { return is_rung_; };
+    if (timeout_s < 0) {
+      rung_.wait(guard, is_rung);
+    } else {
+      rung_.wait_for(guard, std::chrono::duration<double>(timeout_s), is_rung);
+    }
+    is_rung_ = false;
+  }
+
+ private:
+  std::mutex lock_;
+  std::condition_variable rung_;
+  bool is_rung_ = false;
+};
+
+// Rows that wait for whoever takes the lane's; told of once until they are taken, by its bell or by a kRows.
 struct Lane {
   std::vector<Rows> rows;
   uint64_t batch = 1;  // number of the batch that gathers
+  std::shared_ptr<Bell> bell;
 };
 
 struct Counters {
@@ -87,6 +115,8 @@ class Transport {
 
   // What happened since the last time; waits for something. False once the transport has ended.
   bool take(std::vector<Event>* events);
+  // What rings when rows wait in a lane that was empty; none: there are events for that.
+  void set_bell(uint64_t lane, std::shared_ptr<Bell> bell);
   // The rows that wait in a lane; does not wait.
   std::vector<Rows> take_rows(uint64_t lane);
 

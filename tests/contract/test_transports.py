@@ -109,7 +109,7 @@ def frames(draw: st.DrawFn) -> list[dict[str, Any]]:
                 "shape": draw(st.sampled_from([None, None, "right", "wrong"])),
                 "dtype": draw(st.sampled_from([0, 0, 1, 2])),
                 "bytes": draw(st.sampled_from([0, 0, 0, 0, 0, 1, -8])),
-                "timeouts": draw(st.sampled_from([[], [], [60_000], [1, 2, 3]])),
+                "timeouts": draw(st.sampled_from([[], [], [60_000], [60_000] * 3])),
                 "priorities": draw(st.sampled_from([[], [], [1]])),
                 "ends": draw(st.sampled_from([[], [], [True]])),
                 "stale": draw(st.sampled_from([False] * 9 + [True])),

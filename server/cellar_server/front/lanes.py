@@ -19,11 +19,29 @@ from cellar_server.front.messages import answer_message, tensor
 from cellar_server.front.rations import number_of
 from cellar_server.front.registry import Registry
 from cellar_server.front.status import CODES, count_failure, error_metadata
-from cellar_server.sessions.messages import AnswerReply, FrameReply, Rows, RowsRefused, RowsReply, RowsWait
+from cellar_server.sessions.messages import AnswerReply, FrameReply, Rows, RowsRefused, RowsReply
 from cellar_server.sessions.rows import chosen
-from cellar_server.transport.native import STEPS, NativeServer
+from cellar_server.transport.native import STEPS, Bell, NativeServer
 
 STEP_METHOD = "/cellar.v1.Inference/Step"
+
+
+class EngineLane:
+    """The rows of the streams of one engine, which takes them itself. See engine.Lane."""
+
+    def __init__(self, lanes: Lanes, number: int) -> None:
+        self._lanes, self._number = lanes, number
+        bell = Bell()
+        self.ring, self.wait = bell.ring, bell.wait
+        lanes.transport.set_bell(number, bell)
+
+    def take(self) -> list[Rows]:
+        return self._lanes.take(self._number)
+
+    def close(self) -> None:
+        # their streams know whether they are for a version of the model that was loaded meanwhile
+        self._lanes.transport.set_bell(self._number, None)
+        self._lanes.take_over(self._number)
 
 
 class Lanes:
@@ -36,16 +54,15 @@ class Lanes:
     def __init__(self, registry: Registry, server: NativeServer, loop: asyncio.AbstractEventLoop) -> None:
         self.registry = registry
         self._server = server
-        self._transport = server.transport
+        self.transport = server.transport
         self._loop = loop
         self._callers: dict[int, int] = {}  # who takes turns for a stream, where it is a caller with a name
         # what takes a frame of a stream that is no row, by number
         self._streams: dict[int, Callable[[Frame], None]] = {}
-        self._engines: dict[int, Engine] = {}  # by their lanes
         if not registry.callers.are_certified:  # else who calls is no header, and each step is a call of its own
             server.add_lane(STEPS, self._take_steps, method=STEP_METHOD)
         if registry.callers.is_on:
-            self._transport.set_caller_header("authorization")
+            self.transport.set_caller_header("authorization")
 
     # -- in ------------------------------------------------------------------------------------------------------
 
@@ -55,32 +72,29 @@ class Lanes:
         self._streams[number] = post
         if caller not in (0, number):
             self._callers[number] = caller
-        lane = engine.number + 1
-        wait = RowsWait(lambda: self._take(lane))
-        self._server.add_lane(lane, lambda: engine.post(wait))
-        self._engines[lane] = engine
-        return lane
+        return engine.number + 1
+
+    def lane(self, engine: Engine) -> EngineLane:
+        """What an engine takes its rows from."""
+        number = engine.number + 1
+        self._server.add_lane(number, lambda: self.take_over(number))
+        return EngineLane(self, number)
 
     def close(self, number: int) -> None:
         """A stream is gone."""
         self._streams.pop(number, None)
         self._callers.pop(number, None)
 
-    def forget(self) -> None:
-        """Lets go of the engines that were unloaded: rows that still come in their lanes go the way of frames."""
-        for lane in [lane for lane, engine in self._engines.items() if engine.is_over]:
-            del self._engines[lane]
-            self._server.add_lane(lane, lambda lane=lane: self._take_over(lane))
-
-    def _take_over(self, lane: int) -> None:
-        for rows in self._take(lane):
+    def take_over(self, lane: int) -> None:
+        """Rows of an engine that is gone go the way of frames."""
+        for rows in self.take(lane):
             self.take_back(rows)
 
-    def _take(self, lane: int) -> list[Rows]:
+    def take(self, lane: int) -> list[Rows]:
         """What waits in a lane; on its engine's thread."""
         taken = [
             self._rows(rest, _frame(rest), numbers, data, deadline)
-            for rest, _, numbers, data, _, deadline in self._transport.take_rows(lane)
+            for rest, _, numbers, data, _, deadline in self.transport.take_rows(lane)
         ]
         if self._callers:
             callers = self._callers
@@ -127,14 +141,14 @@ class Lanes:
     def _hand_over_one(self, stream: int, call: int, frame: Frame) -> None:
         post = self._streams.get(stream)
         if post is not None:
-            self._transport.settle(call, -1, 1)  # it is a message now, which the stream settles
+            self.transport.settle(call, -1, 1)  # it is a message now, which the stream settles
             post(frame)
 
     # -- unary steps ---------------------------------------------------------------------------------------------
 
     def _take_steps(self) -> None:
         """Unary steps to the engines that hold their sessions; on the transport's thread."""
-        for rest, caller, numbers, data, ids, deadline in self._transport.take_rows(STEPS):
+        for rest, caller, numbers, data, ids, deadline in self.transport.take_rows(STEPS):
             rows = self._rows(b"step" + rest, _step(rest), numbers, data, deadline)
             engines: dict[Engine | None, list[int]] = {}
             rows.ids = []
@@ -194,7 +208,7 @@ class Lanes:
         if reply.errors:
             self._send_errors(reply)
             return
-        self._transport.send(
+        self.transport.send(
             reply.call,
             reply.frame_ids,
             reply.handles,
@@ -212,7 +226,7 @@ class Lanes:
         if reply.are_steps:
             count_failure(error, len(reply.call))
         message = error.to_proto().SerializeToString()
-        self._transport.refuse(
+        self.transport.refuse(
             reply.call,
             reply.frame_ids,
             reply.handles,
@@ -247,7 +261,7 @@ class Lanes:
 
     def asker(self, call: int, is_step: bool) -> _Asker:
         """Whom a single row's answer goes to."""
-        return _Asker(self._transport, call, is_step)
+        return _Asker(self.transport, call, is_step)
 
 
 class _Asker:

@@ -87,13 +87,6 @@ class Rows:
 
 
 @dataclass(slots=True)
-class RowsWait:
-    """Rows wait where `take` gives them, as often as it is called; it may give none."""
-
-    take: Callable[[], list[Rows]]
-
-
-@dataclass(slots=True)
 class StepRequest:
     """One chunk of one session, by its id and without a stream; answered by an AnswerReply or a FrameReply.
 
@@ -290,16 +283,5 @@ class CallReply:
     error: CellarError | None = None
 
 
-Request = (
-    FrameRequest
-    | Rows
-    | RowsWait
-    | StepRequest
-    | PredictRequest
-    | GenerateRequest
-    | Credit
-    | Cancel
-    | StreamClosed
-    | Call
-)
+Request = FrameRequest | Rows | StepRequest | PredictRequest | GenerateRequest | Credit | Cancel | StreamClosed | Call
 Reply = AnswerReply | RowsRefused | RowsBack | FrameReply | PredictReply | GenerateReply | CallReply

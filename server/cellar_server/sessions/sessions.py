@@ -35,7 +35,6 @@ from cellar_server.sessions.messages import (
     Reply,
     Request,
     Rows,
-    RowsWait,
     StepRequest,
     StreamClosed,
 )
@@ -133,8 +132,6 @@ class Sessions(Verbs):
             at = end
             if kind is FrameRequest:
                 self.frames.admit(batch, now)  # type: ignore[arg-type]
-            elif kind is RowsWait:
-                self.rows.admit([rows for request in batch for rows in request.take()], now)  # type: ignore[union-attr]
             elif kind is Rows:
                 self.rows.admit(batch, now)  # type: ignore[arg-type]
             elif kind is StepRequest:

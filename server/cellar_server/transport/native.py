@@ -22,6 +22,8 @@ from cellar_server.transport.base import OPTIONS
 
 log = logging.getLogger("cellar_server.transport")
 
+Bell = _native.Bell
+
 # The kinds of event, and how a method's requests come in, as in transport.h.
 OPEN, MESSAGE, HALF_CLOSE, WRITTEN, DONE, ROWS = range(6)
 STREAM, SINGLE, STEP = range(3)
@@ -210,8 +212,8 @@ class NativeServer:
             self.transport.add_method(path, STEP if path in self._steps else style)
 
     def add_lane(self, lane: int, take: Callable[[], object], *, method: str = "") -> None:
-        """`take` is called, on the transport's thread, when rows wait in a lane that was empty. method: the one whose
-        only message becomes a row."""
+        """`take` is called, on the transport's thread, when rows wait in a lane that was empty and has no bell. method:
+        the one whose only message becomes a row."""
         self._takers[lane] = take
         if method:
             self._steps.add(method)
