@@ -37,8 +37,8 @@ from cellar_server.sessions.messages import (
     RowsRefused,
     StepRequest,
 )
-from cellar_server.sessions.rows import refused
 from cellar_server.sessions.runs import Outcome, Run
+from cellar_server.sessions.selection import refused
 from cellar_server.sessions.sessions import Sessions
 from cellar_server.store.base import Store
 from cellar_server.zoo import Model

@@ -55,7 +55,7 @@ class Rows:
 
     to: Any
     rest: bytes
-    frame: Frame
+    frame: Any
     call: np.ndarray
     stream: np.ndarray
     frame_id: np.ndarray
@@ -84,6 +84,26 @@ class Rows:
     def chunk(self, row: int) -> tuple[int, int, int]:
         """Handle of a row, the stream that it was issued to, and where the chunk starts."""
         return int(self.handle[row]), int(self.stream[row]), int(self.position[row])
+
+
+@dataclass(slots=True)
+class PredictRows(Rows):
+    """Whole sequences that came one a call, all in the same words: Rows that name no session; answered by RowsReply
+    (`positions` of which are the model's version) or RowsRefused, or given back by RowsBack where something is odd.
+
+    frame: the PredictRequest without what the columns hold, None where it is none; all_emissions: as in
+    PredictRequest; credentials: as which they called.
+    """
+
+    all_emissions: bool = True
+    credentials: bytes = b""
+
+
+@dataclass(slots=True)
+class RowsCancel:
+    """Calls that are gone, by the transport's numbers [n]."""
+
+    call: np.ndarray
 
 
 @dataclass(slots=True)
@@ -212,7 +232,8 @@ class RowsReply(AnswerReply):
 @dataclass(slots=True)
 class RowsRefused:
     """One error for many rows. calls, frame_ids, handles, starts, positions: as in RowsReply, [M]; shape: of an output;
-    are_steps: each is a unary call; durable: up to where their sessions are stored, empty without a store."""
+    ends_calls: each is a unary call, which ends with it; durable: up to where their sessions are stored, empty without
+    a store."""
 
     to: Any
     call: np.ndarray
@@ -222,7 +243,7 @@ class RowsRefused:
     positions: np.ndarray
     shape: tuple[int, ...]
     error: CellarError
-    are_steps: bool = False
+    ends_calls: bool = False
     durable: Any = ()
 
     @property

@@ -32,9 +32,11 @@ from cellar_server.sessions.messages import (
     FrameRequest,
     GenerateRequest,
     PredictRequest,
+    PredictRows,
     Reply,
     Request,
     Rows,
+    RowsCancel,
     StepRequest,
     StreamClosed,
 )
@@ -134,6 +136,8 @@ class Sessions(Verbs):
                 self.frames.admit(batch, now)  # type: ignore[arg-type]
             elif kind is Rows:
                 self.rows.admit(batch, now)  # type: ignore[arg-type]
+            elif kind is PredictRows:
+                self.predicts.admit_rows(batch, now)  # type: ignore[arg-type]
             elif kind is StepRequest:
                 self._admit_steps(batch, now)  # type: ignore[arg-type]
             elif kind is GenerateRequest:
@@ -151,6 +155,8 @@ class Sessions(Verbs):
             case Cancel():
                 if not self.generations.cancel(request.to, now):
                     self.predicts.cancel(request.to)
+            case RowsCancel(call=calls):
+                self.predicts.cancel_rows(calls)
             case StreamClosed():
                 self.core.table.void_stream(request.stream, now)
                 self.is_expiry_due |= bool(self.core.table.leaving)
