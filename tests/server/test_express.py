@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 from cellar_proto.v1.inference_pb2 import Frame
 from cellar_proto.v1.reason_pb2 import Reason
+from cellar_server.errors import CellarError
 from cellar_server.sessions.messages import Rows, RowsRefused, RowsReply
 
 from tests.fakes.bench import Bench
@@ -39,6 +41,14 @@ def test_rows_run_at_once_in_one_run_or_in_two(steps: int, runs: list[tuple[int,
     handles = bench.open(8)
     bench.sessions.admit([rows(handles, 0, steps)])
     assert bench.sessions.has_ready == (runs is None)  # too much even for two: the queue cuts it
+    if runs is not None:
+        assert runtime.runs == runs[:1]
+        first = bench.sessions.take_replies()  # sent before the others run
+        assert sum(len(reply.handles) for reply in first) == runs[0][0]
+        bench.sessions.core.replies.extend(first)
+        assert bench.sessions.has_more == (len(runs) == 2)
+        while bench.sessions.has_more:
+            bench.sessions.go_on()
     bench.run()
     bench.sessions.settle()
     if runs is not None:
@@ -50,6 +60,23 @@ def test_rows_run_at_once_in_one_run_or_in_two(steps: int, runs: list[tuple[int,
         assert (reply.positions == steps).all()
         found = reply.outputs.reshape(len(reply.handles), steps)
         assert (found == np.arange(1, steps + 1)).all()
+
+
+def test_a_part_that_waits_runs_before_anything_else_and_ends_with_the_engine() -> None:
+    runtime = CounterRuntime()
+    bench = Bench(counter_model(runtime), run_budget_ms=10.0)
+    handles = bench.open(8)
+    bench.sessions.admit([rows(handles, 0, 150), replace(rows(handles[:1], 150, 1), rest=b"other")])
+    assert runtime.runs[:2] == [(4, 150), (4, 150)]
+    bench.run()
+    bench.sessions.take_replies()
+    bench.sessions.admit([rows(handles[1:], 150, 150)])
+    assert bench.sessions.has_more
+    bench.sessions.fail_all(CellarError(Reason.SHUTTING_DOWN, "over"))
+    assert not bench.sessions.has_more
+    answered, refused = bench.sessions.take_replies()
+    assert sorted([*answered.handles.tolist(), *refused.handles.tolist()]) == sorted(handles[1:])
+    assert isinstance(refused, RowsRefused)
 
 
 def test_what_is_odd_takes_the_queue_and_is_answered_for_itself() -> None:

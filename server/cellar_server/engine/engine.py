@@ -300,6 +300,10 @@ class Engine:
                 self._run = self._outcome = None
             if requests:
                 sessions.admit(requests)
+            while sessions.has_more:  # its callers have their answers, and send again, while the others' run
+                sessions.persist()
+                self._send(sessions.take_replies())
+                sessions.go_on()
             self._begin()
             sessions.settle()
             sessions.persist()

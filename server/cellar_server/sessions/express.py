@@ -11,6 +11,7 @@ from cellar_server.sessions.digest import digests
 from cellar_server.sessions.frames import Frames
 from cellar_server.sessions.messages import UNARY_STREAM, Rows, RowsReply
 from cellar_server.sessions.runs import Runs
+from cellar_server.sessions.selection import chosen
 from cellar_server.sessions.table import span
 
 
@@ -25,16 +26,20 @@ class Express:
         self.core = core
         self.frames = frames
         self.runs = runs
+        self._parts: list[
+            tuple[Rows, np.ndarray, np.ndarray, np.ndarray]
+        ] = []  # to be run: rows, slots, starts, inputs
         # committed and answered, their answers not yet stored: slots, starts, steps, inputs, outputs
         self._unsettled: list[tuple[np.ndarray, np.ndarray, int, np.ndarray, np.ndarray]] = []
 
     def run(self, rows: Rows, slots: np.ndarray | None, now: float) -> bool:
-        """Whether all of the rows were taken and answered. slots: their sessions' places [n]; None where their handles
+        """Whether all of the rows were taken; the first part of them is answered then, `has_more` says whether there is
+        another. slots: their sessions' places [n]; None where their handles
         say which."""
-        core, table = self.core, self.core.table
+        table = self.core.table
         n = len(rows.call)
         q = self._steps(rows, n)
-        parts = self._parts(n, q)
+        parts = self._cut(n, q)
         if not parts:
             return False
         if slots is None:
@@ -54,28 +59,40 @@ class Express:
             self.issue(rows, slots)
         x = inputs.reshape(n, q, *content.unit_shape)
         for part in parts:
-            outcome = self._commit(slots[part], start[part], x[part])
-            if isinstance(outcome, CellarError):
-                places = list(range(n))[part]
-                self.frames.refuse(rows, places, [outcome] * len(places))
-                continue
-            position, lengths, outputs = outcome
-            core.replies.append(
-                RowsReply(
-                    rows.to,
-                    rows.frame_id[part],
-                    rows.handle[part],
-                    start[part],
-                    position,
-                    lengths,
-                    outputs,
-                    call=rows.call[part],
-                )
-            )
-            self._unsettled.append((slots[part], start[part], q, x[part], outputs))
+            mine = rows if len(parts) == 1 else chosen(rows, np.arange(n)[part])
+            self._parts.append((mine, slots[part], start[part], x[part]))
+        self.go_on()
         return True
 
-    def _parts(self, n: int, q: int) -> list[slice]:
+    @property
+    def has_more(self) -> bool:
+        """A part of what was taken waits for its run: it must be over before anything else is admitted."""
+        return bool(self._parts)
+
+    def go_on(self) -> None:
+        """Runs the next part of what was taken."""
+        rows, slots, start, x = self._parts.pop(0)
+        outcome = self._commit(slots, start, x)
+        if isinstance(outcome, CellarError):
+            self.frames.refuse_rows(rows, np.arange(len(slots)), outcome)
+            return
+        position, lengths, outputs = outcome
+        reply = RowsReply(rows.to, rows.frame_id, rows.handle, start, position, lengths, outputs, call=rows.call)  # type: ignore[arg-type]
+        self.core.replies.append(reply)
+        self._unsettled.append((slots, start, x.shape[1], x, outputs))
+
+    def finish(self) -> None:
+        """Runs all parts that wait."""
+        while self._parts:
+            self.go_on()
+
+    def fail(self, error: CellarError) -> None:
+        """Refuses all parts that wait."""
+        for rows, *_ in self._parts:
+            self.frames.refuse_rows(rows, np.arange(len(rows.call)), error)
+        self._parts.clear()
+
+    def _cut(self, n: int, q: int) -> list[slice]:
         """The rows of each run: one, or two where they are too much for one; none where they need the queue."""
         scheduler = self.core.scheduler
         if not q or scheduler.has_ready or self.frames.departing:

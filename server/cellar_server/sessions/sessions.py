@@ -132,6 +132,7 @@ class Sessions(Verbs):
                 end += 1
             batch = requests[at:end]
             at = end
+            self.express.finish()
             if kind is FrameRequest:
                 self.frames.admit(batch, now)  # type: ignore[arg-type]
             elif kind is Rows:
@@ -242,6 +243,15 @@ class Sessions(Verbs):
             for request in requests:
                 self.generations.abandon(request, error, now)
 
+    @property
+    def has_more(self) -> bool:
+        """See Express."""
+        return self.express.has_more
+
+    def go_on(self) -> None:
+        """See Express. What was answered before may be sent meanwhile."""
+        self.express.go_on()
+
     def persist(self) -> None:
         """Stores what is due, before the replies that wait are taken."""
         if self.durability.is_on:
@@ -266,6 +276,7 @@ class Sessions(Verbs):
     def fail_all(self, error: CellarError) -> None:
         """Ends everything that waits: the engine stops."""
         self.settle()
+        self.express.fail(error)
         scheduler = self.core.scheduler
         rows = np.concatenate([scheduler.ready, self.generations.parked()])
         scheduler.remove(rows)
