@@ -111,6 +111,7 @@ void Call::opened() {
   transport_.add(shared_from_this(), &id_);
   std::lock_guard guard(lock_);
   if (style_ == Style::kStream) {
+    is_told_ = true;
     announce(true);
   } else {
     start_read();
@@ -142,9 +143,11 @@ void Call::received(bool ok) {
   is_reading_ = false;
   if (ok) ++transport_.messages_;
   if (style_ != Style::kStream) {
+    if (is_over_) return;  // it was cut before anybody heard of it
     Row row;
     grpc::Slice slice;
     is_row_ = ok && read_unary(style_, flat(in_, &slice), &row);
+    is_told_ = true;
     if (is_row_) {
       transport_.post_row(*this, row);
       in_.Clear();
@@ -282,7 +285,7 @@ void Call::over() {
   {
     std::lock_guard guard(lock_);
     is_over_ = true;
-    if (!is_row_ || !is_finishing_) {  // of a row that was answered nobody asks
+    if (is_told_ && (!is_row_ || !is_finishing_)) {  // of a row that was answered nobody asks
       Event event{Kind::kDone, id_};
       event.ok = !context_.IsCancelled();
       transport_.post(std::move(event));

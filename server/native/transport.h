@@ -266,7 +266,7 @@ class Call : public std::enable_shared_from_this<Call> {
   int messages_ = 0, rows_ = 0;  // of a lane, not settled
   bool has_lane_ = false;        // it is a stream in one
   bool is_reading_ = false, is_writing_ = false, is_half_closed_ = false, is_half_close_posted_ = false;
-  bool is_row_ = false, is_finishing_ = false, is_over_ = false;
+  bool is_told_ = false, is_row_ = false, is_finishing_ = false, is_over_ = false;
   bool has_last_ = false;
   grpc::ByteBuffer last_;
   grpc::Status status_;

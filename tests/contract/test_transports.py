@@ -269,6 +269,14 @@ def test_malformed_messages_end_their_call_with_a_reason(both: list[Running]) ->
             assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
+def test_a_unary_call_without_a_message_ends_with_an_error(both: list[Running]) -> None:
+    with grpc.insecure_channel(both[1].address) as channel:  # grpc.aio's waits for the deadline
+        for method in ("Step", "Predict"):
+            with pytest.raises(grpc.RpcError) as caught:
+                list(channel.stream_stream(f"/cellar.v1.Inference/{method}")(iter([]), timeout=10))
+            assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
 def test_unary_steps_answer_the_same(both: list[Running]) -> None:
     found: list[list[Any]] = []
     for number, server in enumerate(both):
@@ -397,10 +405,14 @@ def test_a_sequence_whose_caller_goes_is_dropped(both: list[Running]) -> None:
             time.sleep(0.001)
         for future in futures:
             future.cancel()
+
+    def held() -> tuple[int, int, int]:
+        return engine.queue_rows, counters(server)["live_calls"], len(server.server._grpc._calls)  # type: ignore[union-attr]
+
     until = time.monotonic() + 10
-    while (engine.queue_rows or counters(server)["live_calls"]) and time.monotonic() < until:
+    while held() != (0, 0, 0) and time.monotonic() < until:
         time.sleep(0.01)
-    assert (engine.queue_rows, counters(server)["live_calls"]) == (0, 0)
+    assert held() == (0, 0, 0)
     assert engine.counters().refusals["CANCELLED"] >= 1
 
 

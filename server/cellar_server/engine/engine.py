@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import queue
 import secrets
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 from cellar_proto.v1.inference_pb2 import Frame
 from cellar_proto.v1.models_pb2 import Counters
@@ -37,7 +39,7 @@ from cellar_server.sessions.messages import (
     RowsRefused,
     StepRequest,
 )
-from cellar_server.sessions.runs import Outcome, Run
+from cellar_server.sessions.runs import OVERLAP_S, Outcome, Run
 from cellar_server.sessions.selection import refused
 from cellar_server.sessions.sessions import Sessions
 from cellar_server.store.base import Store
@@ -45,10 +47,10 @@ from cellar_server.zoo import Model
 
 log = logging.getLogger("cellar_server.engine")
 
+T = TypeVar("T")
+
 # Requests taken in before the next run at most, so that a flood of them cannot hold up the runs.
 MAX_BATCH = 4096
-# A run of fewer seconds is computed on the engine's own thread: to hand it over takes a tenth of that.
-OVERLAP_S = 1.5e-3
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +98,7 @@ class Engine:
         self._inbox = Inbox()
         self._deliver: Callable[[list[Reply]], None] = lambda replies: None
         self._runner = Runner(f"run-{self.name}")
+        self._sessions.express.beside = self._beside
         self._run: Run | None = None  # under way: its rows are answered by `finish`
         self._outcome: Outcome | None = None  # of that run, taken from the inbox
         self._thread = threading.Thread(target=self._main, name=f"engine-{self.name}", daemon=True)
@@ -310,10 +313,10 @@ class Engine:
             if self._run is None:
                 sessions.tend()
                 if sessions.is_expiry_due or self._clock() >= expire_at:
+                    sessions.settle_late()
                     expire_at = sessions.expire()
                     sessions.persist()
             self._send(sessions.take_replies())
-            sessions.settle_late()
             if self._stop_at is not None and self._run is None:
                 sessions.core.is_draining = True
                 if sessions.is_idle and self._inbox.is_empty:
@@ -339,26 +342,45 @@ class Engine:
             return
         self._runner.start(lambda: self._inbox.put(Ran(sessions.runs.compute(run))))
 
+    def _beside(self, job: Callable[[], T], meanwhile: Callable[[], None]) -> T:
+        """What `job` gives, computed while this thread does something else."""
+        done: queue.SimpleQueue[T] = queue.SimpleQueue()
+        self._runner.start(lambda: done.put(job()))
+        try:
+            meanwhile()
+        finally:
+            result = done.get()
+        return result
+
     def _take(self, expire_at: float) -> list[Request]:
-        """What is in the inbox, and behind it the rows of the lane; without work it waits for either, a limit or the
-        end of draining. While a run is under way it waits for its outcome, or for a large frame that nothing came
-        before: to admit that takes long."""
+        """The rows of the lane, and behind them what was in the inbox before they were taken; without work it waits for
+        either, a limit or the end of draining. While a run is under way it waits for its outcome, or for a large frame
+        that nothing came before: to admit that takes long.
+
+        Rows go first: on their stream nothing unanswered can stand before them, but a frame in the inbox may behind.
+        """
         inbox = self._inbox
+        requests: list[Request] = []
         if self._run is not None:
-            requests: list[Request] = []
             while self._outcome is None:
                 inbox.wait(None)
-                is_large = self._drain(requests, is_waiting=True)
-                if is_large:
-                    return requests
+                if self._drain(requests, is_waiting=True):
+                    rows = inbox.lane.take()
+                    if not rows:
+                        return requests
+                    requests[:0] = rows
             self._drain(requests)
         else:
+            if self._sessions.is_unsettled:  # that can wait as long as there is something else to do
+                self._drain(requests)
+                rows = inbox.lane.take()
+                if requests or rows:
+                    return [*rows, *requests]
+                self._sessions.settle_late()
             if not self._sessions.has_ready:
                 inbox.wait(self._patience_s(expire_at))
-            requests = []
             self._drain(requests)
-        requests += inbox.lane.take()
-        return requests
+        return [*inbox.lane.take(), *requests]
 
     def _patience_s(self, expire_at: float) -> float | None:
         """Seconds after which there is something to do though nothing came; None: never."""

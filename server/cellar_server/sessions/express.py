@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
-from cellar_proto.v1.reason_pb2 import Reason
 
 from cellar_server.errors import CellarError
 from cellar_server.sessions.core import Core
 from cellar_server.sessions.digest import digests
 from cellar_server.sessions.frames import Frames
 from cellar_server.sessions.messages import UNARY_STREAM, Rows, RowsReply
-from cellar_server.sessions.runs import Runs
+from cellar_server.sessions.runs import OVERLAP_S, Outcome, Run, Runs
 from cellar_server.sessions.selection import chosen
 from cellar_server.sessions.table import span
+
+# A run of more than this part of the longest is made two: the callers of either half send again while the other runs.
+LONG_PART = 0.6
+# Runs whose answers may wait to be stored while there is something else to do.
+MAX_UNSETTLED = 2
 
 
 class Express:
@@ -26,6 +32,8 @@ class Express:
         self.core = core
         self.frames = frames
         self.runs = runs
+        # computes the one on another thread while the other is done here
+        self.beside: Callable[[Callable[[], Outcome], Callable[[], None]], Outcome] = _one_after_the_other
         self._parts: list[
             tuple[Rows, np.ndarray, np.ndarray, np.ndarray]
         ] = []  # to be run: rows, slots, starts, inputs
@@ -93,14 +101,15 @@ class Express:
         self._parts.clear()
 
     def _cut(self, n: int, q: int) -> list[slice]:
-        """The rows of each run: one, or two where they are too much for one; none where they need the queue."""
+        """The rows of each run: one, or two where that is long or too much for one; none where they need the queue."""
         scheduler = self.core.scheduler
         if not q or scheduler.has_ready or self.frames.departing:
             return []
-        if scheduler.fits(n, q):
-            return [slice(0, n)]
+        is_one = scheduler.fits(n, q)
+        if n == 1 or (is_one and scheduler.cost(n, q) <= LONG_PART * scheduler.budget_s):
+            return [slice(0, n)] if is_one else []
         half = (n + 1) // 2
-        return [slice(0, half), slice(half, n)] if n > 1 and scheduler.fits(half, q) else []
+        return [slice(0, half), slice(half, n)] if scheduler.fits(half, q) else []
 
     def _is_usual(self, slots: np.ndarray, start: np.ndarray) -> bool:
         """Distinct sessions without chunks in flight, each at the position where its chunk starts."""
@@ -146,13 +155,18 @@ class Express:
         outputs float32 [n * q, ...]."""
         core, table, (n, q) = self.core, self.core.table, x.shape[:2]
         place = span(slots)
-        begun = core.clock()
-        try:
-            y, following = core.model.runtime.step(x, table.state[place])
-        except Exception:
-            return self.runs.fault("a run failed", Reason.RUN_FAILED)
+        run = Run(slots, x, table.state[place], float(core.scheduler.cost(n, q)))
+        if self._unsettled and run.cost_s >= OVERLAP_S:
+            outcome = self.beside(lambda: self.runs.compute(run), self.settle)
+        else:
+            if len(self._unsettled) >= MAX_UNSETTLED:
+                self.settle()
+            outcome = self.runs.compute(run)
+        if isinstance(outcome, CellarError):
+            return outcome
+        y, following = outcome
         ended = core.clock()
-        self.runs.count(n, q, ended - begun)
+        self.runs.count(n, q, run.took_s)
         core.counts.queue_rows += n
         core.counts.queue.add(0.0, n)  # they waited for nothing
         table.state[place] = following
@@ -162,8 +176,14 @@ class Express:
         core.durability.change(slots)
         return position, np.full(n, q), y.reshape(n * q, *core.output_shape)
 
+    @property
+    def is_unsettled(self) -> bool:
+        """Answers are to be stored."""
+        return bool(self._unsettled)
+
     def settle(self) -> None:
-        """Stores the answers: what can wait until they are sent."""
+        """Stores the answers, in the order of their runs: what can wait until nothing else is to do, or beside the next
+        run."""
         core = self.core
         for slots, start, q, data, outputs in self._unsettled:
             lengths = np.full(len(slots), q)
@@ -174,3 +194,8 @@ class Express:
                 core.answers.store_many(*chunk, lengths, outputs)
             core.counts.chunks += len(slots)
         self._unsettled.clear()
+
+
+def _one_after_the_other(job: Callable[[], Outcome], meanwhile: Callable[[], None]) -> Outcome:
+    meanwhile()
+    return job()

@@ -54,6 +54,7 @@ class RowsIn:
                     continue
             if self.express.run(rows, slots, now):
                 continue
+            self.express.settle()
             if slots is None:
                 rows = self._give_back(rows)
             else:

@@ -49,6 +49,9 @@ from cellar_server.sessions.verbs import Verbs, closed
 from cellar_server.store.base import Store
 from cellar_server.zoo import Model
 
+# Requests that look at no stored answer before those of rows that went the short way are stored.
+_SETTLES_ITSELF = (Rows, PredictRows, PredictRequest)
+
 
 class Sessions(Verbs):
     """Everything of one model that lives between requests. Only its engine's thread may call it."""
@@ -122,7 +125,8 @@ class Sessions(Verbs):
         """Takes requests in, in order; those of one kind that stand together go in together. While a run is under way
         only frames may come."""
         self.settle()
-        self.express.settle()
+        if not all(type(request) in _SETTLES_ITSELF for request in requests):
+            self.express.settle()
         now = self.core.clock()
         at = 0
         while at < len(requests):
@@ -258,8 +262,13 @@ class Sessions(Verbs):
             self.express.settle()
         self.durability.persist()
 
+    @property
+    def is_unsettled(self) -> bool:
+        """See Express."""
+        return self.express.is_unsettled
+
     def settle_late(self) -> None:
-        """What is left to do for answers that are on their way."""
+        """What is left to do for answers that are on their way: before anything looks for stored answers."""
         self.express.settle()
 
     def settle(self) -> None:

@@ -362,7 +362,7 @@ async def _run(handler: grpc.RpcMethodHandler, call: NativeCall, request: bytes 
         given = call.requests()
     elif request is not None:
         given = call.parse(request)
-    elif (given := await call.read()) is EOF:
+    else:
         call.finish(grpc.StatusCode.INVALID_ARGUMENT, "the call brought no message")
         return
     name = f"{'stream' if handler.request_streaming else 'unary'}_{'stream' if handler.response_streaming else 'unary'}"
