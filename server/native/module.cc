@@ -198,6 +198,12 @@ PYBIND11_MODULE(_native, module) {
       .def("set_bell", &Transport::set_bell)
       .def("take_rows", &take_rows)
       .def("open_lane", &Transport::open_lane, released())
+      .def("hand_back",
+           [](Transport& t, uint64_t call, const py::bytes& message) {
+             const auto buffer = buffer_of(message);
+             py::gil_scoped_release unlocked;
+             t.hand_back(call, buffer);
+           })
       .def("settle", &Transport::settle, released())
       .def("read", &Transport::read, released())
       .def("write",

@@ -49,12 +49,16 @@ size_t resident_bytes() {
 void answer(Transport& transport, std::vector<Rows> taken) {
   static std::atomic<unsigned> turn{0};
   for (auto& rows : taken) {
-    const size_t n = rows.numbers.size();
     Answers answers;
     for (const auto& row : rows.numbers) {
+      if (rows.style != Style::kStream && turn++ % 5 == 0) {
+        transport.hand_back(row[0], buffer("as it came"));
+        continue;
+      }
       answers.call.push_back(row[0]);
       answers.frame_id.push_back(row[2]);
     }
+    const size_t n = answers.call.size();
     answers.handle.assign(n, 1);
     answers.start.assign(n, 1);
     answers.position.assign(n, 1);

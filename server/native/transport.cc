@@ -208,6 +208,14 @@ void Call::open_lane(uint64_t lane, uint64_t stream, int window) {
   read_ahead();
 }
 
+void Call::hand_back(const grpc::ByteBuffer& message) {
+  std::lock_guard guard(lock_);
+  if (is_over_ || is_finishing_) return;
+  is_row_ = false;
+  in_ = message;
+  announce(true);
+}
+
 void Call::settle(int messages, int rows) {
   std::lock_guard guard(lock_);
   messages_ -= messages;
@@ -424,6 +432,10 @@ void Transport::forget(uint64_t call) {
 
 void Transport::open_lane(uint64_t call, uint64_t lane, uint64_t stream, int window) {
   if (const auto found = find(call)) found->open_lane(lane, stream, window);
+}
+
+void Transport::hand_back(uint64_t call, const grpc::ByteBuffer& message) {
+  if (const auto found = find(call)) found->hand_back(message);
 }
 
 void Transport::settle(uint64_t call, int messages, int rows) {

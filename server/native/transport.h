@@ -133,6 +133,8 @@ class Transport {
   // From now on the call's frames of one row go into a lane, and it is read ahead until `window` of its messages are
   // not settled, the last one read among them. `stream` is what the rows say of their call beside its number.
   void open_lane(uint64_t call, uint64_t lane, uint64_t stream, int window);
+  // The only message of a unary call came as a row and is to be told of as that of any other call.
+  void hand_back(uint64_t call, const grpc::ByteBuffer& message);
   // So many messages of the call that did not come as rows, or rows that `send` did not answer, are done with. While
   // there are messages that are not, none comes as a row: it could overtake them.
   void settle(uint64_t call, int messages, int rows);
@@ -220,6 +222,7 @@ class Call : public std::enable_shared_from_this<Call> {
   double time_left_s() const;
 
   void open_lane(uint64_t lane, uint64_t stream, int window);
+  void hand_back(const grpc::ByteBuffer& message);
   void settle(int messages, int rows);
   void read();
   bool write(const grpc::ByteBuffer& message, int rows, bool notify);

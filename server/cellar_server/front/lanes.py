@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 from cellar_proto.v1.inference_pb2 import Frame, PredictRequest, StepRequest, StepResponse
 from cellar_proto.v1.manifest_pb2 import Mode
-from cellar_proto.v1.tensor_pb2 import Tensor
 from google.protobuf.message import DecodeError
 
 from cellar_server.engine import Engine
@@ -140,9 +139,7 @@ class Lanes:
             frame.positions.append(int(one.position[0]))
             if one.length[0] >= 0:
                 frame.lengths.append(int(one.length[0]))
-            if one.deadline is not None and np.isfinite(one.deadline[0]):
-                frame.timeouts_ms.append(max(1, int(1000 * (one.deadline[0] - time.monotonic()))))
-            _fill(frame.inputs, one)
+            _fill(frame, one)
             self._loop.call_soon_threadsafe(self._hand_over_one, int(one.stream[0]), int(one.call[0]), frame)
 
     def _hand_over_one(self, stream: int, call: int, frame: Frame) -> None:
@@ -174,7 +171,7 @@ class Lanes:
         for engine, places in engines.items():
             those = rows if len(places) == len(ids) else chosen(rows, np.array(places))
             if engine is None:
-                self._serve_steps(those, StepRequest.FromString(rest), caller, [ids[i] for i in places])
+                self._serve_steps(those, StepRequest.FromString(rest), [ids[i] for i in places])
             else:
                 engine.post(those)
 
@@ -183,7 +180,6 @@ class Lanes:
     ) -> None:
         request, who = _predict(rest), self._caller(caller)
         rows = self._rows(rest, request, numbers, data, deadline, PredictRows)
-        rows.credentials = caller
         engine = None
         if request is not None and who is not None and not request.is_bulk:
             try:
@@ -230,7 +226,7 @@ class Lanes:
         is_open = who.rights.may_call(engine.name) and not self.registry.rations.limits(who.scope, engine.name)
         return engine if is_open else None
 
-    def _serve_steps(self, rows: Rows, step: StepRequest, caller: bytes, ids: list[bytes]) -> None:
+    def _serve_steps(self, rows: Rows, step: StepRequest, ids: list[bytes]) -> None:
         """Steps of callers or sessions that are not known here: the method's own handler deals with each."""
         for i, id in enumerate(ids):
             one = chosen(rows, np.array([i]))
@@ -239,10 +235,10 @@ class Lanes:
             if one.position[0] >= 0:
                 request.position = int(one.position[0])
             request.length = max(0, int(one.length[0]))
-            _fill(request.inputs, one)
+            _fill(request, one)
             # the id as it came: it may not be UTF-8, which the handler's parser says
             message = request.SerializeToString() + b"\x0a" + _varint(len(id)) + id
-            self._serve("Step", one, caller, message)
+            self.transport.hand_back(int(one.call[0]), message)
 
     def _serve_predicts(self, rows: PredictRows) -> None:
         for i in range(len(rows.call)):
@@ -253,16 +249,9 @@ class Lanes:
                 request.CopyFrom(rows.frame)
                 if one.length[0] >= 0:
                     request.lengths.append(int(one.length[0]))
-                _fill(request.inputs, one)
+                _fill(request, one)
                 message = request.SerializeToString()
-            self._serve("Predict", one, rows.credentials, message)
-
-    def _serve(self, method: str, one: Rows, caller: bytes, message: bytes) -> None:
-        left_s = -1.0
-        if one.deadline is not None and np.isfinite(one.deadline[0]):
-            left_s = max(0.0, float(one.deadline[0]) - time.monotonic())
-        metadata = [("authorization", caller)] if caller else []
-        self._server.serve_later(f"/cellar.v1.Inference/{method}", int(one.call[0]), left_s, metadata, message)
+            self.transport.hand_back(int(one.call[0]), message)
 
     # -- out -----------------------------------------------------------------------------------------------------
 
@@ -373,8 +362,15 @@ def _predict(rest: bytes) -> PredictRequest | None:
         return None
 
 
-def _fill(inputs: Tensor, one: Rows) -> None:
-    """The tensor of a single row."""
+def _fill(request: Frame | StepRequest | PredictRequest, one: Rows) -> None:
+    """The tensor and the time-out of a single row."""
+    if one.deadline is not None and np.isfinite(one.deadline[0]):
+        left_ms = max(1, int(1000 * (one.deadline[0] - time.monotonic())))
+        if isinstance(request, Frame):
+            request.timeouts_ms.append(left_ms)
+        else:
+            request.timeout_ms = left_ms
+    inputs = request.inputs
     tail = list(inputs.shape)
     del inputs.shape[:]
     if one.first_axis[0] >= 0:

@@ -91,12 +91,10 @@ class PredictRows(Rows):
     """Whole sequences that came one a call, all in the same words: Rows that name no session; answered by RowsReply
     (`positions` of which are the model's version) or RowsRefused, or given back by RowsBack where something is odd.
 
-    frame: the PredictRequest without what the columns hold, None where it is none; all_emissions: as in
-    PredictRequest; credentials: as which they called.
+    frame: the PredictRequest without what the columns hold, None where it is none; all_emissions: as in PredictRequest.
     """
 
     all_emissions: bool = True
-    credentials: bytes = b""
 
 
 @dataclass(slots=True)

@@ -104,7 +104,7 @@ class Predicts:
     def admit_rows(self, requests: list[PredictRows], now: float) -> None:
         """Queues sequences that came one a call; refuses those for which there is no room or no time, and gives those
         back about which something is odd."""
-        for _, alike in groupby(requests, key=lambda rows: (rows.rest, rows.credentials)):
+        for _, alike in groupby(requests, key=lambda rows: rows.rest):
             rows = joined(list(alike))
             self._to = rows.to
             try:

@@ -297,18 +297,10 @@ class NativeServer:
             known = calls.get(number)
             if known is not None:
                 known.receive(kind, event[3], event[2])
-            elif kind == DONE:
+            elif kind == DONE and not event[2]:
                 gone.append(number)
         if gone:
             self._cancel(gone)
-
-    def serve_later(
-        self, method: str, number: int, time_left_s: float, metadata: Sequence[tuple[str, bytes]], request: bytes
-    ) -> None:
-        """Runs the handler of a call whose only message came as a row. From any thread."""
-        event = (OPEN, number, True, request, method, "", metadata, (), time_left_s)
-        assert self._loop is not None
-        self._loop.call_soon_threadsafe(self._receive, [event])
 
     async def _serve(self, call: NativeCall, request: bytes | None) -> None:
         try:
