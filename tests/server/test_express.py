@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import replace
 from typing import Any
 
@@ -77,6 +78,37 @@ def test_a_part_that_waits_runs_before_anything_else_and_ends_with_the_engine() 
     answered, refused = bench.sessions.take_replies()
     assert sorted([*answered.handles.tolist(), *refused.handles.tolist()]) == sorted(handles[1:])
     assert isinstance(refused, RowsRefused)
+
+
+def test_answers_are_stored_beside_a_long_run_and_at_the_latest_before_the_third() -> None:
+    runtime = CounterRuntime()
+    bench = Bench(counter_model(runtime), run_budget_ms=10.0)
+    sessions, express = bench.sessions, bench.sessions.express
+    handles = bench.open(4)
+    beside: list[int] = []
+
+    def compute_beside(job: Any, meanwhile: Any) -> Any:
+        outcome: list[Any] = []
+        thread = threading.Thread(target=lambda: outcome.append(job()))
+        thread.start()
+        meanwhile()
+        thread.join()
+        beside.append(sessions.core.counts.chunks)
+        return outcome[0]
+
+    express.beside = compute_beside
+    for turn in range(3):  # short runs: what the third finds unsettled it stores before it runs
+        sessions.admit([rows(handles, turn, 1)])
+    assert (beside, sessions.core.counts.chunks) == ([], 8)
+    sessions.admit([rows(handles, 3, 100)])  # 4 ms
+    assert beside == [12]
+    assert sessions.is_unsettled
+    (again,) = [rows(handles[:1], 3, 100)]
+    sessions.take_replies()
+    sessions.admit([again])  # sent again: its answer must be stored by now
+    (reply,) = sessions.take_replies()
+    assert reply.positions == [103]
+    assert reply.outputs[:, 0].tolist() == list(range(4, 104))
 
 
 def test_what_is_odd_takes_the_queue_and_is_answered_for_itself() -> None:
