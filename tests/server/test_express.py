@@ -35,11 +35,21 @@ def rows(handles: list[int], position: int, steps: int) -> Rows:
     )
 
 
-@pytest.mark.parametrize(("steps", "runs"), [(1, [(8, 1)]), (150, [(4, 150), (4, 150)]), (400, None)])
-def test_rows_run_at_once_in_one_run_or_in_two(steps: int, runs: list[tuple[int, int]] | None) -> None:
+@pytest.mark.parametrize(
+    ("count", "steps", "runs"),
+    [
+        (8, 1, [(8, 1)]),
+        (8, 60, [(8, 60)]),  # 5 ms
+        (8, 80, [(4, 80), (4, 80)]),  # 7 ms
+        (8, 150, [(4, 150), (4, 150)]),  # 14 ms: too much for one run
+        (2, 300, [(2, 300)]),  # 9 ms, but its halves would take 12
+        (8, 400, None),
+    ],
+)
+def test_rows_run_at_once_in_one_run_or_in_two(count: int, steps: int, runs: list[tuple[int, int]] | None) -> None:
     runtime = CounterRuntime()
-    bench = Bench(counter_model(runtime), run_budget_ms=10.0)  # a cell costs 10 us: 8 rows of 150 steps are 12 ms
-    handles = bench.open(8)
+    bench = Bench(counter_model(runtime), run_budget_ms=10.0)  # 10 us a step and a cell
+    handles = bench.open(count)
     bench.sessions.admit([rows(handles, 0, steps)])
     assert bench.sessions.has_ready == (runs is None)  # too much even for two: the queue cuts it
     if runs is not None:

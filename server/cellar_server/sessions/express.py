@@ -17,6 +17,8 @@ from cellar_server.sessions.table import span
 
 # A run of more than this part of the longest is made two: the callers of either half send again while the other runs.
 LONG_PART = 0.6
+# What two halves may cost of the whole: few rows take about as long as twice as many.
+HALVES_COST = 1.15
 # Runs whose answers may wait to be stored while there is something else to do.
 MAX_UNSETTLED = 2
 
@@ -34,16 +36,14 @@ class Express:
         self.runs = runs
         # computes the one on another thread while the other is done here
         self.beside: Callable[[Callable[[], Outcome], Callable[[], None]], Outcome] = _one_after_the_other
-        self._parts: list[
-            tuple[Rows, np.ndarray, np.ndarray, np.ndarray]
-        ] = []  # to be run: rows, slots, starts, inputs
+        # to be run: rows, slots, starts, inputs
+        self._parts: list[tuple[Rows, np.ndarray, np.ndarray, np.ndarray]] = []
         # committed and answered, their answers not yet stored: slots, starts, steps, inputs, outputs
         self._unsettled: list[tuple[np.ndarray, np.ndarray, int, np.ndarray, np.ndarray]] = []
 
     def run(self, rows: Rows, slots: np.ndarray | None, now: float) -> bool:
         """Whether all of the rows were taken; the first part of them is answered then, `has_more` says whether there is
-        another. slots: their sessions' places [n]; None where their handles
-        say which."""
+        another. slots: their sessions' places [n]; None where their handles say which."""
         table = self.core.table
         n = len(rows.call)
         q = self._steps(rows, n)
@@ -105,11 +105,14 @@ class Express:
         scheduler = self.core.scheduler
         if not q or scheduler.has_ready or self.frames.departing:
             return []
-        is_one = scheduler.fits(n, q)
-        if n == 1 or (is_one and scheduler.cost(n, q) <= LONG_PART * scheduler.budget_s):
-            return [slice(0, n)] if is_one else []
         half = (n + 1) // 2
-        return [slice(0, half), slice(half, n)] if scheduler.fits(half, q) else []
+        if scheduler.fits(n, q):
+            cost_s = scheduler.cost(n, q)
+            if cost_s <= LONG_PART * scheduler.budget_s or 2 * scheduler.cost(half, q) > HALVES_COST * cost_s:
+                return [slice(0, n)]
+        elif n == 1 or not scheduler.fits(half, q):
+            return []
+        return [slice(0, half), slice(half, n)]
 
     def _is_usual(self, slots: np.ndarray, start: np.ndarray) -> bool:
         """Distinct sessions without chunks in flight, each at the position where its chunk starts."""
