@@ -39,10 +39,9 @@ def rows(handles: list[int], position: int, steps: int) -> Rows:
     ("count", "steps", "runs"),
     [
         (8, 1, [(8, 1)]),
-        (8, 60, [(8, 60)]),  # 5 ms
-        (8, 80, [(4, 80), (4, 80)]),  # 7 ms
+        (8, 80, [(8, 80)]),  # 7 ms
         (8, 150, [(4, 150), (4, 150)]),  # 14 ms: too much for one run
-        (2, 300, [(2, 300)]),  # 9 ms, but its halves would take 12
+        (1, 400, [(1, 400)]),  # 8 ms
         (8, 400, None),
     ],
 )

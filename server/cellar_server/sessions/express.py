@@ -15,10 +15,6 @@ from cellar_server.sessions.runs import OVERLAP_S, Outcome, Run, Runs
 from cellar_server.sessions.selection import chosen
 from cellar_server.sessions.table import span
 
-# A run of more than this part of the longest is made two: the callers of either half send again while the other runs.
-LONG_PART = 0.6
-# What two halves may cost of the whole: few rows take about as long as twice as many.
-HALVES_COST = 1.15
 # Runs whose answers may wait to be stored while there is something else to do.
 MAX_UNSETTLED = 2
 
@@ -101,18 +97,14 @@ class Express:
         self._parts.clear()
 
     def _cut(self, n: int, q: int) -> list[slice]:
-        """The rows of each run: one, or two where that is long or too much for one; none where they need the queue."""
+        """The rows of each run: one, or two where they are too much for one; none where they need the queue."""
         scheduler = self.core.scheduler
         if not q or scheduler.has_ready or self.frames.departing:
             return []
-        half = (n + 1) // 2
         if scheduler.fits(n, q):
-            cost_s = scheduler.cost(n, q)
-            if cost_s <= LONG_PART * scheduler.budget_s or 2 * scheduler.cost(half, q) > HALVES_COST * cost_s:
-                return [slice(0, n)]
-        elif n == 1 or not scheduler.fits(half, q):
-            return []
-        return [slice(0, half), slice(half, n)]
+            return [slice(0, n)]
+        half = (n + 1) // 2
+        return [slice(0, half), slice(half, n)] if n > 1 and scheduler.fits(half, q) else []
 
     def _is_usual(self, slots: np.ndarray, start: np.ndarray) -> bool:
         """Distinct sessions without chunks in flight, each at the position where its chunk starts."""
