@@ -177,7 +177,8 @@ class Server:
 
     def _start(self, engine: Engine) -> None:
         loop = asyncio.get_running_loop()
-        engine.start(lambda replies: self._deliver(loop, engine, replies))
+        lane = self._lanes.lane(engine) if self._lanes is not None else None
+        engine.start(lambda replies: self._deliver(loop, engine, replies), lane)
 
     def _deliver(self, loop: asyncio.AbstractEventLoop, engine: Engine, replies: list[Reply]) -> None:
         """An engine's replies on their way, on its thread: those to rows go straight to the transport."""
@@ -216,8 +217,6 @@ class Server:
         try:
             return await self.loader.unload(name, version, wait_s=wait_s, force_reason=force_reason)
         finally:
-            if self._lanes is not None:
-                self._lanes.forget()
             await self._set_health()
 
     async def _watch(self) -> None:

@@ -16,8 +16,9 @@ static void check(std::string_view message, const Row& row, bool is_row) {
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   const std::string_view message(reinterpret_cast<const char*>(data), size);
-  Row frame, step;
+  Row frame, step, predict;
   check(message, frame, read_frame(message, &frame));
   check(message, step, read_step(message, &step));
+  check(message, predict, read_predict(message, &predict));
   return 0;
 }

@@ -93,26 +93,24 @@ py::tuple event_of(const Event& event) {
   return py::make_tuple(int(event.kind), event.call, event.ok, py::none());
 }
 
-// (rest, caller, numbers int64 [8, n], data uint8 [bytes], ids, deadline_s float64 [n] or None); the bytes change hands.
+// (style, rest, caller, numbers int64 [8, n], data uint8 [bytes], ids, deadline_s float64 [n] or None); the bytes change
+// hands.
 py::tuple rows_of(Rows& rows) {
-  const auto n = static_cast<py::ssize_t>(rows.call.size());
-  py::array_t<int64_t> numbers({py::ssize_t{8}, n});
-  const void* columns[] = {rows.call.data(),     rows.stream.data(), rows.frame_id.data(),   rows.handle.data(),
-                           rows.position.data(), rows.length.data(), rows.first_axis.data(), rows.size.data()};
-  char* at = reinterpret_cast<char*>(numbers.mutable_data());
-  for (const void* column : columns) at = static_cast<char*>(std::memcpy(at, column, 8 * size_t(n))) + 8 * size_t(n);
+  const size_t n = rows.numbers.size();
+  py::array_t<int64_t> numbers({size_t{8}, n});
+  int64_t* at = numbers.mutable_data();
+  for (size_t column = 0; column < 8; ++column) {
+    for (const auto& row : rows.numbers) *at++ = static_cast<int64_t>(row[column]);
+  }
   auto* data = new std::string(std::move(rows.data));
   const py::capsule owner(data, [](void* held) { delete static_cast<std::string*>(held); });
   const py::array_t<uint8_t> bytes({static_cast<py::ssize_t>(data->size())}, {py::ssize_t{1}},
                                    reinterpret_cast<uint8_t*>(data->data()), owner);
-  py::object ids = py::none(), deadline = py::none();
-  if (rows.style == Style::kStep) {
-    py::list made;
-    for (const auto& id : rows.ids) made.append(py::bytes(id));
-    ids = made;
-  }
-  if (rows.is_timed) deadline = py::array_t<double>(n, rows.deadline_s.data());
-  return py::make_tuple(py::bytes(rows.rest), py::bytes(rows.caller), numbers, bytes, ids, deadline);
+  py::list ids;
+  for (const auto& id : rows.ids) ids.append(py::bytes(id));
+  py::object deadline = py::none();
+  if (rows.is_timed) deadline = py::array_t<double>(static_cast<py::ssize_t>(n), rows.deadline_s.data());
+  return py::make_tuple(int(rows.style), py::bytes(rows.rest), py::bytes(rows.caller), numbers, bytes, ids, deadline);
 }
 
 py::object take(Transport& transport) {
@@ -137,55 +135,43 @@ py::list take_rows(Transport& transport, uint64_t lane) {
 template <typename T>
 using Column = py::array_t<T, py::array::c_style>;
 
+// The columns of rows and, of those that were answered, their emissions; else what every row's Error is. `code`,
+// `text`, `trailing`: how unary calls end, where they end with that.
 void send(Transport& transport, const Column<uint64_t>& calls, const Column<uint64_t>& frame_ids,
           const Column<uint64_t>& handles, const Column<int64_t>& starts, const Column<int64_t>& positions,
           const Column<int64_t>& lengths, const Column<float>& outputs, const std::vector<uint64_t>& axes,
-          const std::optional<Column<int64_t>>& durable) {
+          const std::optional<Column<int64_t>>& durable, const std::string& error, int code, const std::string& text,
+          const std::vector<std::pair<std::string, py::bytes>>& trailing) {
   const auto count = static_cast<size_t>(calls.size());
-  std::vector<int64_t> offset(count);
-  int64_t total = 0;
-  for (size_t i = 0; i < count; ++i) {
-    offset[i] = total;
-    total += lengths.data()[i];
-  }
-  Answers answers{frame_ids.data(),  handles.data(), starts.data(),
-                  positions.data(),  lengths.data(), durable ? durable->data() : nullptr,
-                  offset.data(),     reinterpret_cast<const char*>(outputs.data()), sizeof(float), {}};
+  const auto copied = [count](const auto& column) {
+    if (static_cast<size_t>(column.size()) != count) throw py::value_error("the columns are not of one length");
+    return std::vector(column.data(), column.data() + count);
+  };
+  Answers answers;
+  answers.call = copied(calls);
+  answers.frame_id = copied(frame_ids);
+  answers.handle = copied(handles);
+  answers.start = copied(starts);
+  answers.position = copied(positions);
+  answers.length = copied(lengths);
+  if (durable) answers.durable = copied(*durable);
+  answers.error = error;
+  answers.emission_bytes = sizeof(float);
   for (const uint64_t axis : axes) {
     answers.emission_bytes *= axis;
     append_varint(&answers.axes, axis);
   }
-  for (const py::ssize_t size : {frame_ids.size(), handles.size(), starts.size(), positions.size(), lengths.size(),
-                                 durable ? durable->size() : calls.size()}) {
-    if (static_cast<size_t>(size) != count) throw py::value_error("the columns are not of one length");
+  size_t total = 0;
+  for (const int64_t length : answers.length) {
+    answers.offset.push_back(total);
+    total += static_cast<size_t>(length) * answers.emission_bytes;
   }
-  if (static_cast<uint64_t>(total) * answers.emission_bytes != static_cast<uint64_t>(outputs.nbytes())) {
-    throw py::value_error("the outputs are not what the lengths say");
-  }
-  const uint64_t* to = calls.data();
+  if (total != static_cast<size_t>(outputs.nbytes())) throw py::value_error("the outputs are not what the lengths say");
+  std::shared_ptr<End> end;
+  if (code) end = std::make_shared<End>(End{{grpc::StatusCode(code), text}, Pairs(trailing.begin(), trailing.end())});
   py::gil_scoped_release released;
-  transport.send(answers, to, count);
-}
-
-void refuse(Transport& transport, const Column<uint64_t>& calls, const Column<uint64_t>& frame_ids,
-            const Column<uint64_t>& handles, const Column<int64_t>& starts, const Column<int64_t>& positions,
-            const std::vector<uint64_t>& axes, const std::optional<Column<int64_t>>& durable, const std::string& error,
-            int code, const std::string& text, const std::vector<std::pair<std::string, py::bytes>>& trailing) {
-  const auto count = static_cast<size_t>(calls.size());
-  for (const py::ssize_t size : {frame_ids.size(), handles.size(), starts.size(), positions.size(),
-                                 durable ? durable->size() : calls.size()}) {
-    if (static_cast<size_t>(size) != count) throw py::value_error("the columns are not of one length");
-  }
-  const std::vector<int64_t> nothing(count);
-  Answers answers{frame_ids.data(), handles.data(),  starts.data(),
-                  positions.data(), nothing.data(),  durable ? durable->data() : nullptr,
-                  nothing.data(),   nullptr,         0, {}, error};
-  for (const uint64_t axis : axes) append_varint(&answers.axes, axis);
-  const uint64_t* to = calls.data();
-  const grpc::Status status(grpc::StatusCode(code), text);
-  const Pairs pairs(trailing.begin(), trailing.end());
-  py::gil_scoped_release released;
-  transport.refuse(answers, to, count, status, pairs);
+  answers.outputs.assign(reinterpret_cast<const char*>(outputs.data()), total);
+  transport.send(std::move(answers), std::move(end));
 }
 
 }  // namespace
@@ -198,6 +184,10 @@ PYBIND11_MODULE(_native, module) {
       .def("replace", &Certificates::replace);
   module.def("insecure", &grpc::InsecureServerCredentials);
   using released = py::call_guard<py::gil_scoped_release>;
+  py::class_<Bell, std::shared_ptr<Bell>>(module, "Bell")
+      .def(py::init())
+      .def("ring", &Bell::ring)
+      .def("wait", &Bell::wait, released());
   py::class_<Transport>(module, "Transport")
       .def(py::init<int, std::vector<std::pair<std::string, int>>>(), py::arg("max_receive_bytes"), py::arg("options"))
       .def("add_method", [](Transport& t, const std::string& path, int style) { t.add_method(path, Style(style)); })
@@ -205,8 +195,15 @@ PYBIND11_MODULE(_native, module) {
       .def("listen", &Transport::listen, released())
       .def("start", &Transport::start, released())
       .def("take", &take)
+      .def("set_bell", &Transport::set_bell)
       .def("take_rows", &take_rows)
       .def("open_lane", &Transport::open_lane, released())
+      .def("hand_back",
+           [](Transport& t, uint64_t call, const py::bytes& message) {
+             const auto buffer = buffer_of(message);
+             py::gil_scoped_release unlocked;
+             t.hand_back(call, buffer);
+           })
       .def("settle", &Transport::settle, released())
       .def("read", &Transport::read, released())
       .def("write",
@@ -228,11 +225,9 @@ PYBIND11_MODULE(_native, module) {
       .def("cancel", &Transport::cancel, released())
       .def("send", &send, py::arg("calls").noconvert(), py::arg("frame_ids").noconvert(),
            py::arg("handles").noconvert(), py::arg("starts").noconvert(), py::arg("positions").noconvert(),
-           py::arg("lengths").noconvert(), py::arg("outputs").noconvert(), py::arg("axes"), py::arg("durable"))
-      .def("refuse", &refuse, py::arg("calls").noconvert(), py::arg("frame_ids").noconvert(),
-           py::arg("handles").noconvert(), py::arg("starts").noconvert(), py::arg("positions").noconvert(),
-           py::arg("axes"), py::arg("durable"), py::arg("error"), py::arg("code"), py::arg("text"),
-           py::arg("trailing"))
+           py::arg("lengths").noconvert(), py::arg("outputs").noconvert(), py::arg("axes"), py::arg("durable"),
+           py::arg("error") = "", py::arg("code") = 0, py::arg("text") = "",
+           py::arg("trailing") = std::vector<std::pair<std::string, py::bytes>>())
       .def("shutdown", &Transport::shutdown, released())
       .def("counters", [](Transport& t) {
         const Counters c = t.counters();

@@ -16,6 +16,7 @@ namespace {
 
 const char* const kStreamMethod = "/cellar.v1.Inference/Stream";
 const char* const kStepMethod = "/cellar.v1.Inference/Step";
+const char* const kPredictMethod = "/cellar.v1.Inference/Predict";
 
 grpc::ByteBuffer buffer(const std::string& bytes) {
   grpc::Slice slice(bytes);
@@ -36,6 +37,7 @@ std::string frame(uint64_t id, const std::string& values) {
   return part(0x12, body + part(0x2a, part(0x1a, values)));
 }
 std::string step(const std::string& values) { return part(0x0a, "id") + part(0x1a, part(0x1a, values)); }
+std::string predict(const std::string& values) { return part(0x0a, "model") + part(0x22, part(0x1a, values)); }
 
 size_t resident_bytes() {
   size_t pages = 0, resident = 0;
@@ -43,16 +45,46 @@ size_t resident_bytes() {
   return resident * static_cast<size_t>(sysconf(_SC_PAGESIZE));
 }
 
+// Most rows are answered, some refused: unary calls with a status, or with an error in their message.
 void answer(Transport& transport, std::vector<Rows> taken) {
+  static std::atomic<unsigned> turn{0};
   for (auto& rows : taken) {
-    const size_t n = rows.call.size();
-    std::vector<int64_t> ones(n, 1), offset(n);
-    std::vector<uint64_t> handles(n, 1);
-    for (size_t i = 0; i < n; ++i) offset[i] = static_cast<int64_t>(i);
-    const std::string outputs(n * 16, 'y');
-    Answers answers{rows.frame_id.data(), handles.data(), ones.data(), ones.data(), ones.data(),
-                    nullptr,              offset.data(),  outputs.data(), 16,          "\4"};
-    transport.send(answers, rows.call.data(), n);
+    Answers answers;
+    for (const auto& row : rows.numbers) {
+      if (rows.style != Style::kStream && turn++ % 5 == 0) {
+        transport.hand_back(row[0], buffer("as it came"));
+        continue;
+      }
+      answers.call.push_back(row[0]);
+      answers.frame_id.push_back(row[2]);
+    }
+    const size_t n = answers.call.size();
+    answers.handle.assign(n, 1);
+    answers.start.assign(n, 1);
+    answers.position.assign(n, 1);
+    answers.axes = "\4";
+    answers.emission_bytes = 16;
+    std::shared_ptr<End> end;
+    const unsigned kind = turn++ % 8;
+    answers.length.assign(n, kind < 2 ? 0 : 1);
+    for (size_t i = 0; i < n; ++i) answers.offset.push_back(kind < 2 ? 0 : 16 * i);
+    if (kind < 2) {
+      answers.error = std::string("\x08\x0f", 2);
+    } else {
+      answers.outputs.assign(n * 16, 'y');
+    }
+    if (kind == 0) {
+      end = std::make_shared<End>(End{{grpc::StatusCode::RESOURCE_EXHAUSTED, "no room"}, {{"key-bin", "value"}}});
+    }
+    transport.send(std::move(answers), std::move(end));
+  }
+}
+
+// An engine: takes the rows of a lane when its bell rings.
+void run(Transport& transport, uint64_t lane, Bell& bell, const std::atomic<bool>& is_over) {
+  while (!is_over) {
+    bell.wait(lane % 2 ? -1.0 : 0.05);
+    answer(transport, transport.take_rows(lane));
   }
 }
 
@@ -67,7 +99,7 @@ void serve(Transport& transport) {
           break;
         case Kind::kOpen:
           if (event.method == kStreamMethod) {
-            transport.open_lane(event.call, 1 + event.call % 2, event.call, 4);
+            transport.open_lane(event.call, 1 + event.call % 3, event.call, 4);
             transport.settle(event.call, 1, 0);
           } else {
             transport.finish(event.call, &event.message, grpc::Status::OK, {{"key", "value"}});
@@ -135,9 +167,12 @@ bool stream_once(grpc::GenericStub& stub, std::mt19937& random) {
 bool unary_once(grpc::GenericStub& stub, std::mt19937& random) {
   grpc::ClientContext context;
   grpc::CompletionQueue queue;
-  const auto kind = random() % 3;
-  const auto request = buffer(kind == 0 ? "no step" : step("0123456789abcdef"));
-  auto call = stub.PrepareUnaryCall(&context, kind == 2 ? "/none/Nothing" : kStepMethod, request, &queue);
+  const auto kind = random() % 4;
+  const auto request = buffer(kind == 0   ? "no step"
+                              : kind == 1 ? predict("0123456789abcdef")
+                                          : step("0123456789abcdef"));
+  const char* const method = kind == 1 ? kPredictMethod : kind == 2 ? "/none/Nothing" : kStepMethod;
+  auto call = stub.PrepareUnaryCall(&context, method, request, &queue);
   call->StartCall();
   grpc::ByteBuffer reply;
   grpc::Status status;
@@ -147,6 +182,7 @@ bool unary_once(grpc::GenericStub& stub, std::mt19937& random) {
   bool ok;
   queue.Next(&tag, &ok);
   queue.Shutdown();
+  if (status.error_code() == grpc::StatusCode::RESOURCE_EXHAUSTED) return status.error_message() == "no room";
   return status.ok() || status.error_code() == grpc::StatusCode::CANCELLED;
 }
 
@@ -158,9 +194,18 @@ int main(int argc, char** argv) {
   const unsigned seed = argc > 3 ? static_cast<unsigned>(std::atol(argv[3])) : 1;
   Transport transport(1 << 20, {});
   transport.add_method(kStepMethod, Style::kStep);
+  transport.add_method(kPredictMethod, Style::kPredict);
   const int port = transport.listen("127.0.0.1:0", grpc::InsecureServerCredentials());
   if (!port) return 2;
   transport.start();
+  // lanes 1 and 2 have bells, lane 3 and that of unary calls have none
+  std::shared_ptr<Bell> bells[] = {std::make_shared<Bell>(), std::make_shared<Bell>()};
+  std::atomic<bool> is_over{false};
+  std::vector<std::thread> engines;
+  for (uint64_t lane : {1, 2}) {
+    transport.set_bell(lane, bells[lane - 1]);
+    engines.emplace_back([&, lane] { run(transport, lane, *bells[lane - 1], is_over); });
+  }
   std::thread server([&] { serve(transport); });
   const std::string address = "127.0.0.1:" + std::to_string(port);
   std::atomic<long> left{calls}, wrong{0};
@@ -187,6 +232,9 @@ int main(int argc, char** argv) {
   const auto grown = static_cast<double>(resident_bytes()) - static_cast<double>(warm);
   transport.shutdown(5.0);
   server.join();
+  is_over = true;
+  for (const auto& each : bells) each->ring();
+  for (auto& each : engines) each.join();
   const Counters counters = transport.counters();
   std::printf("{\"calls\": %ld, \"wrong\": %ld, \"live\": %lu, \"rows\": %lu, \"grown_bytes\": %.0f}\n", calls,
               wrong.load(), counters.live_calls, counters.rows, warm ? grown : 0.0);

@@ -1,9 +1,9 @@
 #include "transport.h"
 
 #include <algorithm>
-#include <chrono>
-#include <iterator>
+#include <functional>
 #include <limits>
+#include <numeric>
 
 // gRPC hands an operation from the thread that starts it to the poller; where gRPC itself is not built for
 // ThreadSanitizer, it is told.
@@ -22,7 +22,7 @@ namespace {
 
 // Calls that wait to be matched with a new RPC: a burst of them is taken in without a round through the poller each.
 constexpr int kAccepting = 32;
-// Answers from which they are handed to the writer: to send one takes as long as to compute a step.
+// Answers from which the writer makes and sends them: that takes as long for one as to compute a step.
 constexpr size_t kMany = 4;
 // Rows among which those are looked for that a new row can join.
 constexpr size_t kSearched = 8;
@@ -41,13 +41,14 @@ double deadline_of(double left_s, uint64_t timeout_ms) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count() + after_s;
 }
 
-// A slice of `size` bytes that `fill` writes.
-template <typename Fill>
-grpc::ByteBuffer made(size_t size, Fill fill) {
-  grpc_slice raw = grpc_slice_malloc(size);
-  fill(reinterpret_cast<char*>(GRPC_SLICE_START_PTR(raw)));
-  grpc::Slice slice(raw, grpc::Slice::STEAL_REF);
+grpc::ByteBuffer buffer_of(const std::string& message) {
+  grpc::Slice slice(message);
   return grpc::ByteBuffer(&slice, 1);
+}
+
+bool read_unary(Style style, std::string_view message, Row* row) {
+  if (style == Style::kStep) return read_step(message, row);
+  return style == Style::kPredict && read_predict(message, row);
 }
 
 }  // namespace
@@ -106,9 +107,11 @@ void Call::opened() {
     const auto value = metadata.find(transport_.caller_header_);
     if (value != metadata.end()) caller_.assign(value->second.data(), value->second.size());
   }
+  if (style_ != Style::kStream) stream_ = std::hash<std::string>{}(context_.peer()) >> 24;
   transport_.add(shared_from_this(), &id_);
   std::lock_guard guard(lock_);
   if (style_ == Style::kStream) {
+    is_told_ = true;
     announce(true);
   } else {
     start_read();
@@ -140,9 +143,11 @@ void Call::received(bool ok) {
   is_reading_ = false;
   if (ok) ++transport_.messages_;
   if (style_ != Style::kStream) {
+    if (is_over_) return;  // it was cut before anybody heard of it
     Row row;
     grpc::Slice slice;
-    is_row_ = ok && style_ == Style::kStep && read_step(flat(in_, &slice), &row);
+    is_row_ = ok && read_unary(style_, flat(in_, &slice), &row);
+    is_told_ = true;
     if (is_row_) {
       transport_.post_row(*this, row);
       in_.Clear();
@@ -159,17 +164,17 @@ void Call::received(bool ok) {
   Row row;
   grpc::Slice slice;
   // a message that is no row may name the sessions of rows behind it: these wait until it was dealt with
-  if (stream_ && messages_ == 0 && read_frame(flat(in_, &slice), &row)) {
+  if (has_lane_ && messages_ == 0 && read_frame(flat(in_, &slice), &row)) {
     ++rows_;
     transport_.post_row(*this, row);
     in_.Clear();
   } else {
-    if (stream_) ++messages_;
+    if (has_lane_) ++messages_;
     Event event{Kind::kMessage, id_};
     event.message.Swap(&in_);
     transport_.post(std::move(event));
   }
-  if (stream_) {
+  if (has_lane_) {
     read_ahead();
   } else if (wanted_ > 0 && !is_over_) {
     --wanted_;
@@ -195,11 +200,20 @@ void Call::read_ahead() {
 
 void Call::open_lane(uint64_t lane, uint64_t stream, int window) {
   std::lock_guard guard(lock_);
-  if (!stream_) messages_ = 1;  // the one that made the caller open it; a later lane goes on with what is unsettled
+  if (!has_lane_) messages_ = 1;  // the one that made the caller open it; a later lane goes on with what is unsettled
+  has_lane_ = true;
   lane_ = lane;
   stream_ = stream;
   window_ = window;
   read_ahead();
+}
+
+void Call::hand_back(const grpc::ByteBuffer& message) {
+  std::lock_guard guard(lock_);
+  if (is_over_ || is_finishing_) return;
+  is_row_ = false;
+  in_ = message;
+  announce(true);
 }
 
 void Call::settle(int messages, int rows) {
@@ -279,7 +293,7 @@ void Call::over() {
   {
     std::lock_guard guard(lock_);
     is_over_ = true;
-    if (!is_row_) {
+    if (is_told_ && (!is_row_ || !is_finishing_)) {  // of a row that was answered nobody asks
       Event event{Kind::kDone, id_};
       event.ok = !context_.IsCancelled();
       transport_.post(std::move(event));
@@ -310,7 +324,7 @@ int Transport::listen(const std::string& address, std::shared_ptr<grpc::ServerCr
 void Transport::start() {
   for (int i = 0; i < kAccepting; ++i) accept();
   poller_ = std::thread([this] { poll(); });
-  writer_ = std::thread([this] { write_letters(); });
+  writer_ = std::thread([this] { write_batches(); });
 }
 
 void Transport::accept() {
@@ -343,13 +357,17 @@ void Transport::post(Event event) {
 
 void Transport::post_row(Call& call, const Row& row) {
   ++rows_;
-  const double deadline_s = deadline_of(call.style() == Style::kStep ? call.time_left_s() : -1.0, row.timeout_ms);
+  const double deadline_s = deadline_of(call.style() == Style::kStream ? -1.0 : call.time_left_s(), row.timeout_ms);
   std::lock_guard guard(incoming_lock_);
   Lane& lane = lanes_[call.lane()];
   auto& groups = lane.rows;
   if (groups.empty()) {
-    if (events_.empty()) arrived_.notify_one();
-    events_.push_back(Event{Kind::kRows, call.lane()});
+    if (lane.bell) {
+      lane.bell->ring();
+    } else {
+      if (events_.empty()) arrived_.notify_one();
+      events_.push_back(Event{Kind::kRows, call.lane()});
+    }
   }
   // a call's rows keep their order; of the Rows that it may join, the last few are looked at
   const size_t first = call.batch == lane.batch ? call.place : 0;
@@ -366,19 +384,13 @@ void Transport::post_row(Call& call, const Row& row) {
   }
   call.batch = lane.batch;
   call.place = at;
-  Rows* const rows = &groups[at];
-  rows->call.push_back(call.id());
-  rows->stream.push_back(call.stream());
-  rows->frame_id.push_back(row.frame_id);
-  rows->handle.push_back(row.handle);
-  rows->position.push_back(row.position);
-  rows->length.push_back(row.length);
-  rows->first_axis.push_back(row.first_axis);
-  rows->size.push_back(static_cast<int64_t>(row.data.size()));
-  rows->data.append(row.data);
-  rows->deadline_s.push_back(deadline_s);
-  rows->is_timed |= deadline_s < std::numeric_limits<double>::infinity();
-  if (call.style() == Style::kStep) rows->ids.emplace_back(row.id);
+  Rows& rows = groups[at];
+  rows.numbers.push_back({call.id(), call.stream(), row.frame_id, row.handle, static_cast<uint64_t>(row.position),
+                          static_cast<uint64_t>(row.length), static_cast<uint64_t>(row.first_axis), row.data.size()});
+  rows.data.append(row.data);
+  rows.deadline_s.push_back(deadline_s);
+  rows.is_timed |= deadline_s < std::numeric_limits<double>::infinity();
+  if (call.style() == Style::kStep) rows.ids.emplace_back(row.id);
 }
 
 bool Transport::take(std::vector<Event>* events) {
@@ -386,6 +398,11 @@ bool Transport::take(std::vector<Event>* events) {
   arrived_.wait(guard, [this] { return is_over_ || !events_.empty(); });
   std::swap(*events, events_);
   return !events->empty();
+}
+
+void Transport::set_bell(uint64_t lane, std::shared_ptr<Bell> bell) {
+  std::lock_guard guard(incoming_lock_);
+  lanes_[lane].bell = std::move(bell);
 }
 
 std::vector<Rows> Transport::take_rows(uint64_t lane) {
@@ -417,6 +434,10 @@ void Transport::open_lane(uint64_t call, uint64_t lane, uint64_t stream, int win
   if (const auto found = find(call)) found->open_lane(lane, stream, window);
 }
 
+void Transport::hand_back(uint64_t call, const grpc::ByteBuffer& message) {
+  if (const auto found = find(call)) found->hand_back(message);
+}
+
 void Transport::settle(uint64_t call, int messages, int rows) {
   if (const auto found = find(call)) found->settle(messages, rows);
 }
@@ -439,92 +460,55 @@ void Transport::cancel(uint64_t call) {
   if (const auto found = find(call)) found->cancel();
 }
 
-std::vector<std::pair<std::shared_ptr<Call>, std::vector<uint32_t>>> Transport::sorted(const uint64_t* calls,
-                                                                                       size_t count) {
-  std::vector<std::pair<std::shared_ptr<Call>, std::vector<uint32_t>>> chosen;
-  chosen.reserve(count);
+// A few go at once, many by the writer: never before what it has still to send.
+void Transport::send(Answers answers, std::shared_ptr<const End> end) {
+  Batch batch(std::move(answers), std::move(end));
   {
-    std::lock_guard guard(calls_lock_);
-    for (uint32_t row = 0; row < count; ++row) {
-      const auto found = calls_.find(calls[row]);
-      if (found == calls_.end()) continue;  // it is gone, and nobody waits for its rows
-      Call& call = *found->second;
-      if (call.chosen.empty()) {
-        chosen.emplace_back(found->second, std::vector<uint32_t>());
-      }
-      call.chosen.push_back(row);
+    std::lock_guard guard(batches_lock_);
+    if (batch.first.call.size() >= kMany || !batches_.empty() || is_writer_busy_) {
+      if (batches_.empty()) posted_.notify_one();
+      batches_.push_back(std::move(batch));
+      return;
     }
-    for (auto& [call, rows] : chosen) rows.swap(call->chosen);
   }
-  return chosen;
+  deliver(batch);
 }
 
-void Transport::send(const Answers& answers, const uint64_t* calls, size_t count) {
-  auto chosen = sorted(calls, count);
-  std::vector<Letter> letters;
-  letters.reserve(chosen.size());
-  for (auto& [call, rows] : chosen) {
-    Encoder encoder(answers, rows.data(), rows.size());
-    const bool is_step = call->style() == Style::kStep;
-    auto message = is_step ? made(encoder.step_size(), [&](char* at) { encoder.write_step(at); })
-                           : made(encoder.answer_size(), [&](char* at) { encoder.write_answer(at); });
-    letters.push_back({std::move(call), std::move(message), static_cast<int>(rows.size())});
-  }
-  mail(std::move(letters));
-}
-
-void Transport::refuse(const Answers& answers, const uint64_t* calls, size_t count, const grpc::Status& status,
-                       const Pairs& trailing) {
-  auto chosen = sorted(calls, count);
-  const auto end = std::make_shared<const End>(End{status, trailing});
-  std::vector<Letter> letters;
-  letters.reserve(chosen.size());
-  for (auto& [call, rows] : chosen) {
-    if (call->style() == Style::kStep) {
-      letters.push_back({std::move(call), {}, 1, end});
-      continue;
-    }
-    Encoder encoder(answers, rows.data(), rows.size());
-    auto message = made(encoder.answer_size(), [&](char* at) { encoder.write_answer(at); });
-    letters.push_back({std::move(call), std::move(message), static_cast<int>(rows.size())});
-  }
-  mail(std::move(letters));
-}
-
-// A few go at once, many by the writer.
-void Transport::mail(std::vector<Letter> letters) {
-  if (letters.size() < kMany) {
-    deliver(letters);
-    return;
-  }
-  std::lock_guard guard(letters_lock_);
-  if (letters_.empty()) posted_.notify_one();
-  std::move(letters.begin(), letters.end(), std::back_inserter(letters_));
-}
-
-void Transport::deliver(std::vector<Letter>& letters) {
-  for (auto& [call, message, rows, end] : letters) {
-    if (end) {
+void Transport::deliver(const Batch& batch) {
+  const auto& [answers, end] = batch;
+  const auto& calls = answers.call;
+  std::vector<uint32_t> places(calls.size());
+  std::iota(places.begin(), places.end(), 0);
+  std::stable_sort(places.begin(), places.end(), [&](uint32_t a, uint32_t b) { return calls[a] < calls[b]; });
+  for (size_t at = 0, next; at < places.size(); at = next) {
+    for (next = at + 1; next < places.size() && calls[places[next]] == calls[places[at]];) ++next;
+    const auto call = find(calls[places[at]]);
+    if (!call) continue;  // it is gone, and nobody waits for its rows
+    const Encoder encoder(answers, &places[at], next - at);
+    if (call->style() == Style::kStream) {
+      call->write(buffer_of(encoder.answer()), static_cast<int>(next - at), false);
+    } else if (end) {
       call->finish(nullptr, end->status, end->trailing);
-    } else if (call->style() == Style::kStep) {
-      call->finish(&message, grpc::Status::OK, {});
     } else {
-      call->write(message, rows, false);
+      const auto message = buffer_of(call->style() == Style::kStep ? encoder.step() : encoder.prediction());
+      call->finish(&message, grpc::Status::OK, {});
     }
   }
-  letters.clear();
 }
 
-void Transport::write_letters() {
-  std::vector<Letter> taken;
-  std::unique_lock guard(letters_lock_);
+void Transport::write_batches() {
+  std::vector<Batch> taken;
+  std::unique_lock guard(batches_lock_);
   while (true) {
-    posted_.wait(guard, [this] { return is_writer_over_ || !letters_.empty(); });
-    if (letters_.empty()) return;
-    taken.swap(letters_);
+    posted_.wait(guard, [this] { return is_writer_over_ || !batches_.empty(); });
+    if (batches_.empty()) return;
+    taken.swap(batches_);
+    is_writer_busy_ = true;
     guard.unlock();
-    deliver(taken);
+    for (const Batch& each : taken) deliver(each);
+    taken.clear();
     guard.lock();
+    is_writer_busy_ = false;
   }
 }
 
@@ -543,7 +527,7 @@ void Transport::shutdown(double grace_s) {
     calls_ended_.wait(guard, [this] { return calls_.empty(); });
   }
   {
-    std::lock_guard guard(letters_lock_);
+    std::lock_guard guard(batches_lock_);
     is_writer_over_ = true;
   }
   posted_.notify_all();

@@ -1,14 +1,16 @@
 // A gRPC server that hands a batch of events in and takes a batch of answers out. Knows no model, session or engine.
 //
-// Threads: one poller drives gRPC's completion queue, one writer sends what comes in large batches; any thread may call
-// what is public here. Each call has a lock of its own. The locks of the transport are leaves: no other is taken while
-// one of them is held.
+// Threads: one poller drives gRPC's completion queue, one writer makes and sends answers that come many at once; any thread may call
+// what is public here. Each call has a lock of its own. The locks of the transport are leaves: no other but a
+// bell's is taken while one of them is held.
 #pragma once
 
 #include <grpcpp/generic/async_generic_service.h>
 #include <grpcpp/grpcpp.h>
 
+#include <array>
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <deque>
 #include <memory>
@@ -27,9 +29,10 @@ using Pairs = std::vector<std::pair<std::string, std::string>>;
 
 // How a method's requests come in.
 enum class Style {
-  kStream,  // messages, as they are asked for
-  kSingle,  // one message, which comes with the call
-  kStep,    // one message, a StepRequest: as a row where it can be one
+  kStream,   // messages, as they are asked for
+  kSingle,   // one message, which comes with the call
+  kStep,     // one message, a StepRequest: as a row where it can be one
+  kPredict,  // the same of a PredictRequest
 };
 
 enum class Kind { kOpen, kMessage, kHalfClose, kWritten, kDone, kRows };
@@ -47,24 +50,59 @@ struct Event {
 
 // Rows whose messages differ in nothing but what the columns hold. All columns are [n].
 struct Rows {
+  // call, stream (of a unary call: its peer's number), frame_id, handle, position, length, first_axis, size in bytes
+  using Numbers = std::array<uint64_t, 8>;
+
   Style style;
   std::string rest, caller;
-  std::vector<uint64_t> call, stream, frame_id, handle;
-  std::vector<int64_t> position, length, first_axis, size;
+  std::vector<Numbers> numbers;
   // Seconds on the steady clock, from when the message was read; of the call and of its timeout the earlier one.
-  std::vector<double> deadline_s;   // infinity: none
-  bool is_timed = false;            // some row has a deadline
-  std::vector<std::string> ids;     // of kStep
+  std::vector<double> deadline_s;  // infinity: none
+  bool is_timed = false;           // some row has a deadline
+  std::vector<std::string> ids;    // of kStep
   std::string data;
 };
 
-// The lane of steps; streams are given others.
-constexpr uint64_t kSteps = 0;
+// The lane of unary calls; streams are given others.
+constexpr uint64_t kUnary = 0;
 
-// Rows that wait for whoever takes the lane's; told of by one kRows until they are taken.
+// Wakes a thread that waits for more than one thing.
+class Bell {
+ public:
+  void ring() {
+    std::lock_guard guard(lock_);
+    is_rung_ = true;
+    rung_.notify_one();
+  }
+  // Until it is rung, or was since the last time; at most for so long (negative: for good).
+  void wait(double timeout_s) {
+    std::unique_lock guard(lock_);
+    const auto is_rung = [this] { return is_rung_; };
+    if (timeout_s < 0) {
+      rung_.wait(guard, is_rung);
+    } else {
+      rung_.wait_for(guard, std::chrono::duration<double>(timeout_s), is_rung);
+    }
+    is_rung_ = false;
+  }
+
+ private:
+  std::mutex lock_;
+  std::condition_variable rung_;
+  bool is_rung_ = false;
+};
+
+// Rows that wait for whoever takes the lane's; told of once until they are taken, by its bell or by a kRows.
 struct Lane {
   std::vector<Rows> rows;
   uint64_t batch = 1;  // number of the batch that gathers
+  std::shared_ptr<Bell> bell;
+};
+
+// How calls end that are refused.
+struct End {
+  grpc::Status status;
+  Pairs trailing;
 };
 
 struct Counters {
@@ -87,12 +125,16 @@ class Transport {
 
   // What happened since the last time; waits for something. False once the transport has ended.
   bool take(std::vector<Event>* events);
+  // What rings when rows wait in a lane that was empty; none: there are events for that.
+  void set_bell(uint64_t lane, std::shared_ptr<Bell> bell);
   // The rows that wait in a lane; does not wait.
   std::vector<Rows> take_rows(uint64_t lane);
 
   // From now on the call's frames of one row go into a lane, and it is read ahead until `window` of its messages are
   // not settled, the last one read among them. `stream` is what the rows say of their call beside its number.
   void open_lane(uint64_t call, uint64_t lane, uint64_t stream, int window);
+  // The only message of a unary call came as a row and is to be told of as that of any other call.
+  void hand_back(uint64_t call, const grpc::ByteBuffer& message);
   // So many messages of the call that did not come as rows, or rows that `send` did not answer, are done with. While
   // there are messages that are not, none comes as a row: it could overtake them.
   void settle(uint64_t call, int messages, int rows);
@@ -104,11 +146,9 @@ class Transport {
   // Ends a call, after a last message where one is given.
   void finish(uint64_t call, const grpc::ByteBuffer* message, const grpc::Status& status, const Pairs& trailing);
   void cancel(uint64_t call);
-  // The answers of rows [count], to each call all of its own in one message. Read before it returns.
-  void send(const Answers& answers, const uint64_t* calls, size_t count);
-  // The same where every row has `answers.error`: calls of steps end with a status and trailing metadata.
-  void refuse(const Answers& answers, const uint64_t* calls, size_t count, const grpc::Status& status,
-              const Pairs& trailing);
+  // The answers of rows, to each call all of its own in one message. With `end` unary calls end with that, and have no
+  // message.
+  void send(Answers answers, std::shared_ptr<const End> end);
 
   // Takes no new calls, lets the others end for so long, cancels them, and ends. Blocks.
   void shutdown(double grace_s);
@@ -118,25 +158,10 @@ class Transport {
  private:
   friend class Call;
 
-  // How calls end that are refused.
-  struct End {
-    grpc::Status status;
-    Pairs trailing;
-  };
+  using Batch = std::pair<Answers, std::shared_ptr<const End>>;
 
-  // An answer on its way to its call.
-  struct Letter {
-    std::shared_ptr<Call> call;
-    grpc::ByteBuffer message;
-    int rows;
-    std::shared_ptr<const End> end = {};  // of a step that is refused: it has no message
-  };
-
-  // Places in `calls` by call; those that are gone are left out.
-  std::vector<std::pair<std::shared_ptr<Call>, std::vector<uint32_t>>> sorted(const uint64_t* calls, size_t count);
-  void mail(std::vector<Letter> letters);
-  static void deliver(std::vector<Letter>& letters);
-  void write_letters();
+  void deliver(const Batch& batch);
+  void write_batches();
   void accept();
   void add(std::shared_ptr<Call> call, uint64_t* id);
   void poll();
@@ -166,10 +191,10 @@ class Transport {
   std::unordered_map<uint64_t, Lane> lanes_;
   bool is_over_ = false;
 
-  std::mutex letters_lock_;
+  std::mutex batches_lock_;
   std::condition_variable posted_;
-  std::vector<Letter> letters_;
-  bool is_writer_over_ = false;
+  std::vector<Batch> batches_;
+  bool is_writer_busy_ = false, is_writer_over_ = false;
 
   std::atomic<uint64_t> messages_{0}, rows_{0}, writes_{0};
 };
@@ -197,15 +222,15 @@ class Call : public std::enable_shared_from_this<Call> {
   double time_left_s() const;
 
   void open_lane(uint64_t lane, uint64_t stream, int window);
+  void hand_back(const grpc::ByteBuffer& message);
   void settle(int messages, int rows);
   void read();
   bool write(const grpc::ByteBuffer& message, int rows, bool notify);
   void finish(const grpc::ByteBuffer* message, const grpc::Status& status, const Pairs& trailing);
   void cancel() { context_.TryCancel(); }
 
-  // The transport's own, under its locks: places of this call's rows in what is sent; the last batch that took a row of
-  // it, and which of its Rows: later rows go there or behind.
-  std::vector<uint32_t> chosen;
+  // The transport's own, under its lock: the last batch of its lane that took a row of it, and which of its Rows; later
+  // rows go there or behind.
   uint64_t batch = 0;
   size_t place = 0;
 
@@ -239,11 +264,12 @@ class Call : public std::enable_shared_from_this<Call> {
   std::mutex lock_;
   grpc::ByteBuffer in_;
   std::deque<Out> out_;
-  uint64_t lane_ = kSteps, stream_ = 0;  // stream_ not 0: it is a stream in a lane
+  uint64_t lane_ = kUnary, stream_ = 0;
   int window_ = 0, wanted_ = 0;
   int messages_ = 0, rows_ = 0;  // of a lane, not settled
+  bool has_lane_ = false;        // it is a stream in one
   bool is_reading_ = false, is_writing_ = false, is_half_closed_ = false, is_half_close_posted_ = false;
-  bool is_row_ = false, is_finishing_ = false, is_over_ = false;
+  bool is_told_ = false, is_row_ = false, is_finishing_ = false, is_over_ = false;
   bool has_last_ = false;
   grpc::ByteBuffer last_;
   grpc::Status status_;

@@ -1,4 +1,5 @@
-// The wire format of cellar.v1, as far as the fast path reads and writes it: messages that hold one chunk, and answers.
+// The wire format of cellar.v1, as far as the fast path reads and writes it: messages that hold one chunk or one
+// sequence, and answers.
 //
 // Reading takes a strict subset of what protobuf takes: each field at most once, packed, known, one row. Everything
 // else is left to protobuf itself, so nothing is refused here.
@@ -8,18 +9,19 @@
 #include <cstring>
 #include <string>
 #include <string_view>
+#include <vector>
 
 namespace cellar {
 
-// One chunk of one session. Views point into the message that it was read from.
+// One chunk of one session, or a whole sequence. Views point into the message that it was read from. -1: none given.
 struct Row {
   uint64_t frame_id = 0;
-  uint64_t handle = 0;       // of a frame
-  std::string_view id;       // of a step
-  int64_t position = -1;     // -1: none given
-  int64_t length = -1;       // -1: none given
-  int64_t first_axis = -1;   // of the shape; -1: none given
-  uint64_t timeout_ms = 0;   // 0: none given
+  uint64_t handle = 0;   // of a frame
+  std::string_view id;   // of a step
+  int64_t position = -1;
+  int64_t length = -1;
+  int64_t first_axis = -1;  // of the shape
+  uint64_t timeout_ms = 0;  // 0: none given
   std::string_view data;
   std::string rest;  // the message without all of the above: rows whose rest is equal differ in nothing else
 };
@@ -30,6 +32,7 @@ class Reader {
 
   bool done() const { return at_ == end_; }
   const char* at() const { return at_; }
+  size_t left() const { return static_cast<size_t>(end_ - at_); }
 
   // A base 128 varint of at most 64 bits; false at a truncated or longer one.
   bool varint(uint64_t* value) {
@@ -48,18 +51,19 @@ class Reader {
 
   bool bytes(std::string_view* value) {
     uint64_t size;
-    if (!varint(&size) || size > static_cast<uint64_t>(end_ - at_)) return false;
+    if (!varint(&size) || size > left()) return false;
     *value = std::string_view(at_, size);
     at_ += size;
     return true;
   }
 
-  // The one entry of a packed column of varints.
-  bool only_varint(uint64_t* value) {
+  // A number of at most `most`: by its key a varint, or the one entry of a packed column of them.
+  bool number(uint64_t key, uint64_t most, uint64_t* value) {
+    if ((key & 7) == 0) return varint(value) && *value <= most;
     std::string_view column;
     if (!bytes(&column)) return false;
     Reader inner(column);
-    return inner.varint(value) && inner.done();
+    return inner.varint(value) && inner.done() && *value <= most;
   }
 
  private:
@@ -75,11 +79,32 @@ inline void append_varint(std::string* out, uint64_t value) {
   out->push_back(static_cast<char>(value));
 }
 
-// Numbers beyond what a signed column can hold are no fast path's business.
-inline bool fits(uint64_t value) { return value <= static_cast<uint64_t>(INT64_MAX); }
+inline void append_part(std::string* out, char key, std::string_view bytes) {
+  out->push_back(key);
+  append_varint(out, bytes.size());
+  out->append(bytes);
+}
 
-// Tensor: dtype = 1, shape = 2 (packed), data = 3. What is not the row's own is added to `rest` as field `tag`.
-inline bool read_tensor(std::string_view bytes, char tag, Row* row) {
+// What a field of a message is to a row. kKept, kText: a number and bytes that go to its rest.
+enum class Field { kNone, kFrameId, kHandle, kId, kPosition, kLength, kTensor, kTimeout, kKept, kText };
+
+// The fields of a message by their numbers, and the low bits of each one's key.
+struct Layout {
+  Field fields[9];
+  char wire_types[9];
+};
+constexpr Layout kFrame = {{Field::kNone, Field::kFrameId, Field::kHandle, Field::kPosition, Field::kLength,
+                            Field::kTensor, Field::kTimeout, Field::kKept, Field::kKept},
+                           {0, 0, 2, 2, 2, 2, 2, 2, 2}};
+constexpr Layout kStepRequest = {{Field::kNone, Field::kId, Field::kPosition, Field::kTensor, Field::kLength,
+                                  Field::kKept, Field::kTimeout, Field::kKept, Field::kNone},
+                                 {0, 2, 0, 2, 0, 0, 0, 0, 0}};
+constexpr Layout kPredictRequest = {{Field::kNone, Field::kText, Field::kKept, Field::kLength, Field::kTensor,
+                                     Field::kKept, Field::kTimeout, Field::kKept, Field::kNone},
+                                    {0, 2, 0, 2, 2, 0, 0, 0, 0}};
+
+// Tensor: dtype = 1, shape = 2 (packed), data = 3. What is not the row's own is added to `rest` under `key`.
+inline bool read_tensor(std::string_view bytes, char key_of_it, Row* row) {
   Reader in(bytes);
   std::string kept;
   unsigned seen = 0;
@@ -95,24 +120,62 @@ inline bool read_tensor(std::string_view bytes, char tag, Row* row) {
     } else if (key == 0x12) {
       if (!in.bytes(&field)) return false;
       Reader axes(field);
-      if (!axes.varint(&value) || !fits(value)) return false;
+      if (!axes.varint(&value) || value > INT64_MAX) return false;
       row->first_axis = static_cast<int64_t>(value);
-      const size_t left = field.size() - static_cast<size_t>(axes.at() - field.data());
-      if (left) {
-        kept.push_back(0x12);
-        append_varint(&kept, left);
-        kept.append(axes.at(), left);
-      }
-    } else if (key == 0x1a) {
-      if (!in.bytes(&row->data)) return false;
-    } else {
+      if (axes.left()) append_part(&kept, 0x12, {axes.at(), axes.left()});
+    } else if (key != 0x1a || !in.bytes(&row->data)) {
       return false;
     }
   }
-  if (!kept.empty()) {
-    row->rest.push_back(tag);
-    append_varint(&row->rest, kept.size());
-    row->rest += kept;
+  if (!kept.empty()) append_part(&row->rest, key_of_it, kept);
+  return !row->data.empty();
+}
+
+inline bool read_fields(std::string_view message, const Layout& layout, Row* row) {
+  Reader in(message);
+  uint64_t key, value, seen = 0;
+  std::string_view field;
+  while (!in.done()) {
+    const char* begin = in.at();
+    if (!in.varint(&key) || key > 0x42 || (seen & 1ull << (key >> 3))) return false;
+    seen |= 1ull << (key >> 3);
+    if (static_cast<char>(key & 7) != layout.wire_types[key >> 3]) return false;
+    switch (layout.fields[key >> 3]) {
+      case Field::kFrameId:
+        if (!in.varint(&row->frame_id)) return false;
+        break;
+      case Field::kHandle:
+        if (!in.bytes(&field) || field.size() != 8) return false;
+        std::memcpy(&row->handle, field.data(), 8);
+        break;
+      case Field::kId:
+        if (!in.bytes(&row->id)) return false;
+        break;
+      case Field::kPosition:
+        if (!in.number(key, INT64_MAX, &value)) return false;
+        row->position = static_cast<int64_t>(value);
+        break;
+      case Field::kLength:
+        if (!in.number(key, UINT32_MAX, &value)) return false;
+        row->length = static_cast<int64_t>(value);
+        break;
+      case Field::kTensor:
+        if (!in.bytes(&field) || !read_tensor(field, static_cast<char>(key), row)) return false;
+        break;
+      case Field::kTimeout:
+        if (!in.number(key, UINT32_MAX, &row->timeout_ms)) return false;
+        break;
+      case Field::kKept:
+        if (!in.number(key, UINT64_MAX, &value)) return false;
+        row->rest.append(begin, in.at());
+        break;
+      case Field::kText:
+        if (!in.bytes(&field)) return false;
+        row->rest.append(begin, in.at());
+        break;
+      default:
+        return false;
+    }
   }
   return !row->data.empty();
 }
@@ -120,236 +183,131 @@ inline bool read_tensor(std::string_view bytes, char tag, Row* row) {
 // StreamRequest with a Frame of one row.
 inline bool read_frame(std::string_view message, Row* row) {
   Reader outer(message);
-  std::string_view frame, field;
-  uint64_t key, value;
-  if (!outer.varint(&key) || key != 0x12 || !outer.bytes(&frame) || !outer.done()) return false;
-  Reader in(frame);
-  uint64_t seen = 0;
-  while (!in.done()) {
-    const char* begin = in.at();
-    if (!in.varint(&key) || key > 0x42 || (seen & 1ull << (key >> 3))) return false;
-    seen |= 1ull << (key >> 3);
-    switch (key) {
-      case 0x08:
-        if (!in.varint(&row->frame_id)) return false;
-        break;
-      case 0x12:
-        if (!in.bytes(&field) || field.size() != 8) return false;
-        std::memcpy(&row->handle, field.data(), 8);
-        break;
-      case 0x1a:
-        if (!in.only_varint(&value) || !fits(value)) return false;
-        row->position = static_cast<int64_t>(value);
-        break;
-      case 0x22:
-        if (!in.only_varint(&value) || !fits(value)) return false;
-        row->length = static_cast<int64_t>(value);
-        break;
-      case 0x2a:
-        if (!in.bytes(&field) || !read_tensor(field, 0x2a, row)) return false;
-        break;
-      case 0x32:
-        if (!in.only_varint(&row->timeout_ms) || row->timeout_ms > UINT32_MAX) return false;
-        break;
-      case 0x3a:
-      case 0x42:
-        if (!in.only_varint(&value)) return false;
-        row->rest.append(begin, in.at());
-        break;
-      default:
-        return false;
-    }
-  }
-  return row->handle && row->position >= 0 && !row->data.empty();
+  std::string_view frame;
+  uint64_t key;
+  return outer.varint(&key) && key == 0x12 && outer.bytes(&frame) && outer.done() && read_fields(frame, kFrame, row) &&
+         row->handle && row->position >= 0;
 }
 
-// StepRequest.
 inline bool read_step(std::string_view message, Row* row) {
-  Reader in(message);
-  std::string_view field;
-  uint64_t key, value, seen = 0;
-  while (!in.done()) {
-    const char* begin = in.at();
-    if (!in.varint(&key) || key > 0x38 || (seen & 1ull << (key >> 3))) return false;
-    seen |= 1ull << (key >> 3);
-    switch (key) {
-      case 0x0a:
-        if (!in.bytes(&row->id)) return false;
-        break;
-      case 0x10:
-        if (!in.varint(&value) || !fits(value)) return false;
-        row->position = static_cast<int64_t>(value);
-        break;
-      case 0x1a:
-        if (!in.bytes(&field) || !read_tensor(field, 0x1a, row)) return false;
-        break;
-      case 0x20:
-        if (!in.varint(&value) || !fits(value)) return false;
-        row->length = static_cast<int64_t>(value);
-        break;
-      case 0x30:
-        if (!in.varint(&row->timeout_ms) || row->timeout_ms > UINT32_MAX) return false;
-        break;
-      case 0x28:
-      case 0x38:
-        if (!in.varint(&value)) return false;
-        row->rest.append(begin, in.at());
-        break;
-      default:
-        return false;
-    }
-  }
-  return !row->id.empty() && !row->data.empty();
+  return read_fields(message, kStepRequest, row) && !row->id.empty();
 }
+
+// PredictRequest of one sequence.
+inline bool read_predict(std::string_view message, Row* row) { return read_fields(message, kPredictRequest, row); }
 
 // -- answers ---------------------------------------------------------------------------------------------------------
 
-// Columns [M] of rows that a run finished; the emissions of all of them lie behind one another in `outputs`.
+// Answers to rows, columns [n]; the emissions of all of them lie behind one another in `outputs`.
 struct Answers {
-  const uint64_t* frame_id;
-  const uint64_t* handle;
-  const int64_t* start;
-  const int64_t* position;
-  const int64_t* length;      // emissions
-  const int64_t* durable;     // null: nothing is stored
-  const int64_t* offset;      // of a row's first emission
-  const char* outputs;
-  uint64_t emission_bytes;
-  std::string axes;           // the shape's axes behind the first, as packed varints
-  std::string_view error = {};  // a serialised Error of every row, none where they were answered
+  std::vector<uint64_t> call, frame_id, handle;
+  std::vector<int64_t> start, position, length;  // length: emissions; position: of a sequence the model's version
+  std::vector<int64_t> durable;                  // empty: nothing is stored
+  std::vector<size_t> offset;                    // of a row's emissions in the outputs, in bytes
+  std::string outputs;
+  size_t emission_bytes = 0;
+  std::string axes;   // the shape's axes behind the first, as packed varints
+  std::string error;  // a serialised Error of every row, none where they were answered
 };
 
-inline size_t varint_size(uint64_t value) {
-  size_t size = 1;
-  while (value >= 0x80) value >>= 7, ++size;
-  return size;
-}
-
-// Writes into memory that holds `size` bytes; the sizes were added up before.
-class Writer {
- public:
-  explicit Writer(char* at) : at_(at) {}
-
-  void varint(uint64_t value) {
-    while (value >= 0x80) {
-      *at_++ = static_cast<char>(value | 0x80);
-      value >>= 7;
-    }
-    *at_++ = static_cast<char>(value);
-  }
-  void raw(const void* from, size_t size) {
-    if (size) std::memcpy(at_, from, size);
-    at_ += size;
-  }
-  void field(char key, uint64_t size) {
-    *at_++ = key;
-    varint(size);
-  }
-
- private:
-  char* at_;
-};
-
-// The sizes of a message's parts, and the message made of them. `rows`: places [count] in the columns, whose emissions
-// are sent in this order.
+// The message to rows at `places` [count] of the answers.
 class Encoder {
  public:
-  Encoder(const Answers& answers, const uint32_t* rows, size_t count) : a_(answers), rows_(rows), count_(count) {
-    for (size_t i = 0; i < count; ++i) {
-      const uint32_t row = rows[i];
-      emissions_ += static_cast<uint64_t>(a_.length[row]);
-      frames_ += varint_size(a_.frame_id[row]);
-      starts_ += varint_size(static_cast<uint64_t>(a_.start[row]));
-      positions_ += varint_size(static_cast<uint64_t>(a_.position[row]));
-      lengths_ += varint_size(static_cast<uint64_t>(a_.length[row]));
-      if (a_.durable) durable_ += varint_size(static_cast<uint64_t>(a_.durable[row]));
-      one_frame_ &= a_.frame_id[row] == a_.frame_id[rows[0]];
-      one_length_ &= a_.length[row] == a_.length[rows[0]];
-    }
-    if (one_frame_) frames_ = varint_size(a_.frame_id[rows[0]]);
-    if (one_length_) lengths_ = varint_size(static_cast<uint64_t>(a_.length[rows[0]]));
-    data_ = emissions_ * a_.emission_bytes;
-    shape_ = varint_size(emissions_) + a_.axes.size();
-    tensor_ = 2 + part(shape_) + (data_ ? part(data_) : 0);
-  }
+  Encoder(const Answers& answers, const uint32_t* places, size_t count) : a_(answers), places_(places), count_(count) {}
 
   // StreamResponse with an Answer.
-  size_t answer_size() {
-    answer_ = part(frames_) + part(8 * count_) + part(starts_) + part(positions_) + part(lengths_) + part(tensor_);
-    if (!a_.error.empty()) {
-      for (size_t i = 0; i < count_; ++i) answer_ += part(row_error_size(i));
-    }
-    if (a_.durable) answer_ += part(durable_);
-    return part(answer_);
-  }
-  void write_answer(char* at) const {
-    Writer out(at);
-    out.field(0x12, answer_);
-    out.field(0x0a, frames_);
-    for (size_t i = 0; i < (one_frame_ ? 1 : count_); ++i) out.varint(a_.frame_id[rows_[i]]);
-    out.field(0x12, 8 * count_);
-    for (size_t i = 0; i < count_; ++i) out.raw(&a_.handle[rows_[i]], 8);
-    out.field(0x1a, starts_);
-    for (size_t i = 0; i < count_; ++i) out.varint(static_cast<uint64_t>(a_.start[rows_[i]]));
-    out.field(0x22, positions_);
-    for (size_t i = 0; i < count_; ++i) out.varint(static_cast<uint64_t>(a_.position[rows_[i]]));
-    out.field(0x2a, lengths_);
-    for (size_t i = 0; i < (one_length_ ? 1 : count_); ++i) out.varint(static_cast<uint64_t>(a_.length[rows_[i]]));
-    tensor(&out, 0x32);
-    if (!a_.error.empty()) {
-      for (size_t i = 0; i < count_; ++i) {
-        out.field(0x3a, row_error_size(i));
-        if (i) out.field(0x08, i);
-        out.field(0x12, a_.error.size());
-        out.raw(a_.error.data(), a_.error.size());
-      }
-    }
-    if (!a_.durable) return;
-    out.field(0x42, durable_);
-    for (size_t i = 0; i < count_; ++i) out.varint(static_cast<uint64_t>(a_.durable[rows_[i]]));
+  std::string answer() const {
+    std::string body, message;
+    body.reserve(64 + 48 * count_ + data_bytes() + a_.error.size() * count_);
+    column(&body, 0x0a, a_.frame_id, true);
+    body.push_back(0x12);
+    append_varint(&body, 8 * count_);
+    for (size_t i = 0; i < count_; ++i) body.append(reinterpret_cast<const char*>(&a_.handle[places_[i]]), 8);
+    column(&body, 0x1a, a_.start, false);
+    column(&body, 0x22, a_.position, false);
+    column(&body, 0x2a, a_.length, true);
+    tensor(&body, 0x32);
+    errors(&body, 0x3a);
+    if (!a_.durable.empty()) column(&body, 0x42, a_.durable, false);
+    message.reserve(body.size() + 8);
+    append_part(&message, 0x12, body);
+    return message;
   }
 
   // StepResponse, of one row.
-  size_t step_size() const {
-    const auto position = static_cast<uint64_t>(a_.position[rows_[0]]);
-    const uint64_t durable = a_.durable ? static_cast<uint64_t>(a_.durable[rows_[0]]) : 0;
-    return (position ? 1 + varint_size(position) : 0) + (durable ? 1 + varint_size(durable) : 0) + part(tensor_);
+  std::string step() const {
+    std::string message;
+    message.reserve(64 + data_bytes());
+    number(&message, 0x08, a_.position[places_[0]]);
+    if (!a_.durable.empty()) number(&message, 0x10, a_.durable[places_[0]]);
+    tensor(&message, 0x1a);
+    return message;
   }
-  void write_step(char* at) const {
-    Writer out(at);
-    const auto position = static_cast<uint64_t>(a_.position[rows_[0]]);
-    const uint64_t durable = a_.durable ? static_cast<uint64_t>(a_.durable[rows_[0]]) : 0;
-    if (position) out.field(0x08, position);
-    if (durable) out.field(0x10, durable);
-    tensor(&out, 0x1a);
+
+  // PredictResponse, of one sequence.
+  std::string prediction() const {
+    std::string message;
+    message.reserve(64 + data_bytes() + a_.error.size());
+    number(&message, 0x08, a_.position[places_[0]]);
+    column(&message, 0x12, a_.length, true);
+    tensor(&message, 0x1a);
+    errors(&message, 0x22);
+    return message;
   }
 
  private:
-  static size_t part(size_t size) { return 1 + varint_size(size) + size; }
-  // RowError.
-  size_t row_error_size(size_t row) const { return (row ? 1 + varint_size(row) : 0) + part(a_.error.size()); }
+  size_t data_bytes() const {
+    size_t size = 0;
+    for (size_t i = 0; i < count_; ++i) size += static_cast<size_t>(a_.length[places_[i]]) * a_.emission_bytes;
+    return size;
+  }
 
-  void tensor(Writer* out, char key) const {
-    out->field(key, tensor_);
-    out->field(0x08, 1);  // FLOAT32
-    out->field(0x12, shape_);
-    out->varint(emissions_);
-    out->raw(a_.axes.data(), a_.axes.size());
-    if (!data_) return;
-    out->field(0x1a, data_);
-    for (size_t i = 0; i < count_; ++i) {
-      const uint32_t row = rows_[i];
-      out->raw(a_.outputs + static_cast<uint64_t>(a_.offset[row]) * a_.emission_bytes,
-               static_cast<uint64_t>(a_.length[row]) * a_.emission_bytes);
+  static void number(std::string* out, char key, int64_t value) {
+    if (!value) return;
+    out->push_back(key);
+    append_varint(out, static_cast<uint64_t>(value));
+  }
+
+  // once: where all are equal, one stands for them.
+  template <typename T>
+  void column(std::string* out, char key, const std::vector<T>& values, bool once) const {
+    bool is_one = once;
+    for (size_t i = 1; i < count_ && is_one; ++i) is_one = values[places_[i]] == values[places_[0]];
+    std::string packed;
+    for (size_t i = 0; i < (is_one ? 1 : count_); ++i) append_varint(&packed, static_cast<uint64_t>(values[places_[i]]));
+    append_part(out, key, packed);
+  }
+
+  void tensor(std::string* out, char key) const {
+    const size_t bytes = data_bytes();
+    std::string head("\x08\x01", 2), shape;  // FLOAT32
+    append_varint(&shape, a_.emission_bytes ? bytes / a_.emission_bytes : 0);
+    append_part(&head, 0x12, shape + a_.axes);
+    if (bytes) {
+      head.push_back(0x1a);
+      append_varint(&head, bytes);
+    }
+    out->push_back(key);
+    append_varint(out, head.size() + bytes);
+    *out += head;
+    for (size_t i = 0; bytes && i < count_; ++i) {
+      out->append(a_.outputs, a_.offset[places_[i]], static_cast<size_t>(a_.length[places_[i]]) * a_.emission_bytes);
+    }
+  }
+
+  // RowErrors.
+  void errors(std::string* out, char key) const {
+    for (size_t i = 0; !a_.error.empty() && i < count_; ++i) {
+      std::string row;
+      number(&row, 0x08, static_cast<int64_t>(i));
+      append_part(&row, 0x12, a_.error);
+      append_part(out, key, row);
     }
   }
 
   const Answers& a_;
-  const uint32_t* rows_;
-  size_t count_;
-  uint64_t emissions_ = 0, data_ = 0;
-  size_t frames_ = 0, starts_ = 0, positions_ = 0, lengths_ = 0, durable_ = 0, shape_ = 0, tensor_ = 0, answer_ = 0;
-  bool one_frame_ = true, one_length_ = true;
+  const uint32_t* places_;
+  const size_t count_;
 };
 
 }  // namespace cellar

@@ -109,7 +109,7 @@ def frames(draw: st.DrawFn) -> list[dict[str, Any]]:
                 "shape": draw(st.sampled_from([None, None, "right", "wrong"])),
                 "dtype": draw(st.sampled_from([0, 0, 1, 2])),
                 "bytes": draw(st.sampled_from([0, 0, 0, 0, 0, 1, -8])),
-                "timeouts": draw(st.sampled_from([[], [], [60_000], [1, 2, 3]])),
+                "timeouts": draw(st.sampled_from([[], [], [60_000], [60_000] * 3])),
                 "priorities": draw(st.sampled_from([[], [], [1]])),
                 "ends": draw(st.sampled_from([[], [], [True]])),
                 "stale": draw(st.sampled_from([False] * 9 + [True])),
@@ -256,12 +256,25 @@ def test_malformed_messages_end_their_call_with_a_reason(both: list[Running]) ->
                     list(stream(iter([message]), timeout=10))
                 with pytest.raises(grpc.RpcError):
                     unary(message, timeout=10)
+            predict = channel.unary_unary("/cellar.v1.Inference/Predict")
+            with pytest.raises(grpc.RpcError) as caught:  # a row but for the name of its model, which is no UTF-8
+                predict(b"\x0a\x02\xff\xfe\x22\x0a\x1a\x08" + b"\0" * 8, timeout=10)
+            assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+            assert caught.value.details() == "the message cannot be read"
             with pytest.raises(grpc.RpcError) as caught:
                 channel.unary_unary("/cellar.v1.Inference/Nothing")(b"", timeout=10)
             assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
             with pytest.raises(grpc.RpcError) as caught:
                 unary(b"x" * (17 << 20), timeout=10)
             assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+def test_a_unary_call_without_a_message_ends_with_an_error(both: list[Running]) -> None:
+    with grpc.insecure_channel(both[1].address) as channel:  # grpc.aio's waits for the deadline
+        for method in ("Step", "Predict"):
+            with pytest.raises(grpc.RpcError) as caught:
+                list(channel.stream_stream(f"/cellar.v1.Inference/{method}")(iter([]), timeout=10))
+            assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
 
 
 def test_unary_steps_answer_the_same(both: list[Running]) -> None:
@@ -302,6 +315,105 @@ def test_unary_steps_answer_the_same(both: list[Running]) -> None:
         assert number == 0 or counters(server)["rows"] - before >= 10
         found.append(answers)
     assert found[0] == found[1]
+
+
+@st.composite
+def predicts(draw: st.DrawFn) -> dict[str, Any]:
+    """A call of whole sequences: mostly one sound sequence, and every kind of odd one."""
+    steps = draw(st.sampled_from([1, 1, 2, 5, 40]))
+    lengths = draw(st.sampled_from([[], [], [steps], [steps], [0], [steps + 1], [1] * steps, [1 << 31]]))
+    return {
+        "model": draw(st.sampled_from(["counter", "counter", "counter", "other", "none", "", "\u00e4"])),
+        "version": draw(st.sampled_from([0, 0, 0, 1, 7])),
+        "lengths": lengths,
+        "values": [draw(st.sampled_from([1.0, 2.0, -3.0, 1.0, 1.0, float("nan")])) for _ in range(steps)],
+        "shape": draw(st.sampled_from([[], [], [steps, 2], [steps, 3], [steps], [steps + 1, 2]])),
+        "dtype": draw(st.sampled_from([0, 0, 1, 2, 77])),
+        "bytes": draw(st.sampled_from([0, 0, 0, 0, 0, 4, -8])),
+        "all_emissions": draw(st.sampled_from([None, None, True, False])),
+        "timeout_ms": draw(st.sampled_from([0, 0, 60_000])),
+        "is_bulk": draw(st.sampled_from([False, False, True])),
+    }
+
+
+def ask_predict(stub: inference_pb2_grpc.InferenceStub, call: dict[str, Any]) -> Any:
+    made = pb.PredictRequest(
+        model=call["model"], version=call["version"], timeout_ms=call["timeout_ms"], is_bulk=call["is_bulk"]
+    )
+    made.lengths.extend(call["lengths"])
+    made.inputs.shape.extend(call["shape"])
+    made.inputs.dtype = call["dtype"]
+    data = np.repeat(np.array(call["values"], "<f4"), 2).tobytes()
+    made.inputs.data = data + b"\0" * call["bytes"] if call["bytes"] >= 0 else data[: call["bytes"]]
+    if call["all_emissions"] is not None:
+        made.all_emissions = call["all_emissions"]
+    return stub.Predict.future(made, timeout=20)
+
+
+def said(future: Any) -> Any:
+    try:
+        return future.result().SerializeToString(deterministic=True)
+    except grpc.RpcError as error:
+        trailing = dict(error.trailing_metadata())  # type: ignore[attr-defined]
+        return error.code(), error.details(), trailing.get("cellar-error-bin")  # type: ignore[attr-defined]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(predicts(), min_size=1, max_size=8))
+def test_whole_sequences_answer_the_same(both: list[Running], calls: list[dict[str, Any]]) -> None:
+    found = []
+    for server in both:
+        with grpc.insecure_channel(server.address) as channel:
+            stub = inference_pb2_grpc.InferenceStub(channel)
+            found.append([said(future) for future in [ask_predict(stub, call) for call in calls]])
+    assert found[0] == found[1]
+
+
+def test_sequences_of_one_call_each_go_as_rows_and_share_runs(both: list[Running]) -> None:
+    sound = {"model": "counter", "version": 0, "shape": [], "dtype": 0, "bytes": 0, "timeout_ms": 0, "is_bulk": False}
+    calls = [
+        {**sound, "values": [float(n + 1)] * (n % 7 + 1), "lengths": [], "all_emissions": n % 2 == 0} for n in range(50)
+    ]
+    server = both[1]
+    (engine,) = [each for each in server.server.registry.engines.values() if each.name == "counter"]
+    before, runs = counters(server)["rows"], engine.counters().runs
+    with grpc.insecure_channel(server.address) as channel:
+        stub = inference_pb2_grpc.InferenceStub(channel)
+        for n, future in enumerate([ask_predict(stub, call) for call in calls]):
+            response = future.result()
+            values = np.frombuffer(response.outputs.data, "<f4")[::2]
+            sums = np.cumsum(calls[n]["values"])
+            assert values.tolist() == (sums if n % 2 == 0 else sums[-1:]).tolist()
+            assert list(response.lengths) == [len(values)]
+    assert counters(server)["rows"] - before == 50
+    assert engine.counters().runs - runs < 150
+    assert engine.queue_rows == 0
+
+
+def test_a_sequence_whose_caller_goes_is_dropped(both: list[Running]) -> None:
+    server = both[1]
+    (engine,) = [each for each in server.server.registry.engines.values() if each.name == "counter"]
+    values = [1.0] * 200_000
+    call = {"model": "counter", "version": 0, "shape": [], "dtype": 0, "bytes": 0, "timeout_ms": 0, "is_bulk": False}
+    with grpc.insecure_channel(server.address) as channel:
+        stub = inference_pb2_grpc.InferenceStub(channel)
+        futures = [
+            ask_predict(stub, {**call, "values": values, "lengths": [], "all_emissions": None}) for _ in range(8)
+        ]
+        until = time.monotonic() + 10
+        while not engine.queue_rows and time.monotonic() < until:
+            time.sleep(0.001)
+        for future in futures:
+            future.cancel()
+
+    def held() -> tuple[int, int, int]:
+        return engine.queue_rows, counters(server)["live_calls"], len(server.server._grpc._calls)  # type: ignore[union-attr]
+
+    until = time.monotonic() + 10
+    while held() != (0, 0, 0) and time.monotonic() < until:
+        time.sleep(0.01)
+    assert held() == (0, 0, 0)
+    assert engine.counters().refusals["CANCELLED"] >= 1
 
 
 def test_calls_that_are_cut_leave_nothing(both: list[Running]) -> None:

@@ -14,11 +14,13 @@ from cellar_proto.v1.reason_pb2 import Reason
 from cellar_proto.v1.tensor_pb2 import Tensor
 from cellar_server.config import Config
 from cellar_server.engine import Engine
+from cellar_server.engine.inbox import NoLane
 from cellar_server.scheduler.policy import Cost
 from cellar_server.sessions.directory import Directory
 from cellar_server.sessions.messages import AnswerReply, Call, CallReply, FrameRequest, PredictReply, PredictRequest
 
 from tests.fakes.runtime import CounterRuntime, counter_model
+from tests.server.test_express import rows
 
 QUICK = Cost(1e-6, 1e-6, 1e-6)
 # every run is long enough for the runner
@@ -50,12 +52,12 @@ class Misshapen(CounterRuntime):
 class Desk:
     """An engine and what it delivered."""
 
-    def __init__(self, runtime: CounterRuntime, cost: Cost, **config: Any) -> None:
+    def __init__(self, runtime: CounterRuntime, cost: Cost, lane: Any = None, **config: Any) -> None:
         given = Config(**{"max_sessions": 256, "max_queue_rows": 512, **config})
         self.engine = Engine(counter_model(runtime), given, Directory(), cost=cost)
         self.replies: list[Any] = []
         self._changed = threading.Condition()
-        self.engine.start(self._deliver)
+        self.engine.start(self._deliver, lane)
 
     def _deliver(self, replies: list[Any]) -> None:
         with self._changed:
@@ -218,3 +220,39 @@ def test_stopping_with_no_time_left_refuses_what_waits(desks: list[Desk]) -> Non
     stopping.join(10)
     (reply,) = desk.replies
     assert [error.reason for _, error in reply.errors] == [Reason.SHUTTING_DOWN]
+
+
+class HandLane(NoLane):
+    """Rows put in by hand."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows: list[Any] = []
+        self.is_closed = False
+
+    def take(self) -> list[Any]:
+        taken, self.rows = self.rows, []
+        return taken
+
+    def close(self) -> None:
+        self.is_closed = True
+
+
+@pytest.mark.parametrize("busy", [False, True])
+def test_rows_of_the_lane_go_before_what_was_posted_behind_them(busy: bool, cost: Cost, desks: list[Desk]) -> None:
+    runtime, lane = Gate(), HandLane()
+    desk = Desk(runtime, cost, lane)
+    desks.append(desk)
+    (handle, other) = desk.open(2)
+    if busy:  # they come while a run is under way
+        runtime.gate.clear()
+        desk.send(1, [other], 0, 1.0)
+        assert runtime.called.wait(10)
+    lane.rows.append(rows([handle], 0, 1))
+    desk.send(2, [handle], 1, 1.0)  # would be a gap if it went first
+    runtime.gate.set()
+    lane.ring()
+    desk.wait(lambda replies: sum(len(reply.handles) for reply in replies) == (3 if busy else 2))
+    assert desk.answers()[handle, 1] == 2.0
+    desk.engine.stop(1)
+    assert lane.is_closed

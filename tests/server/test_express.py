@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import threading
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 from cellar_proto.v1.inference_pb2 import Frame
 from cellar_proto.v1.reason_pb2 import Reason
+from cellar_server.errors import CellarError
 from cellar_server.sessions.messages import Rows, RowsRefused, RowsReply
 
 from tests.fakes.bench import Bench
@@ -32,13 +35,30 @@ def rows(handles: list[int], position: int, steps: int) -> Rows:
     )
 
 
-@pytest.mark.parametrize(("steps", "runs"), [(1, [(8, 1)]), (150, [(4, 150), (4, 150)]), (400, None)])
-def test_rows_run_at_once_in_one_run_or_in_two(steps: int, runs: list[tuple[int, int]] | None) -> None:
+@pytest.mark.parametrize(
+    ("count", "steps", "runs"),
+    [
+        (8, 1, [(8, 1)]),
+        (8, 80, [(8, 80)]),  # 7 ms
+        (8, 150, [(4, 150), (4, 150)]),  # 14 ms: too much for one run
+        (1, 400, [(1, 400)]),  # 8 ms
+        (8, 400, None),
+    ],
+)
+def test_rows_run_at_once_in_one_run_or_in_two(count: int, steps: int, runs: list[tuple[int, int]] | None) -> None:
     runtime = CounterRuntime()
-    bench = Bench(counter_model(runtime), run_budget_ms=10.0)  # a cell costs 10 us: 8 rows of 150 steps are 12 ms
-    handles = bench.open(8)
+    bench = Bench(counter_model(runtime), run_budget_ms=10.0)  # 10 us a step and a cell
+    handles = bench.open(count)
     bench.sessions.admit([rows(handles, 0, steps)])
     assert bench.sessions.has_ready == (runs is None)  # too much even for two: the queue cuts it
+    if runs is not None:
+        assert runtime.runs == runs[:1]
+        first = bench.sessions.take_replies()  # sent before the others run
+        assert sum(len(reply.handles) for reply in first) == runs[0][0]
+        bench.sessions.core.replies.extend(first)
+        assert bench.sessions.has_more == (len(runs) == 2)
+        while bench.sessions.has_more:
+            bench.sessions.go_on()
     bench.run()
     bench.sessions.settle()
     if runs is not None:
@@ -50,6 +70,54 @@ def test_rows_run_at_once_in_one_run_or_in_two(steps: int, runs: list[tuple[int,
         assert (reply.positions == steps).all()
         found = reply.outputs.reshape(len(reply.handles), steps)
         assert (found == np.arange(1, steps + 1)).all()
+
+
+def test_a_part_that_waits_runs_before_anything_else_and_ends_with_the_engine() -> None:
+    runtime = CounterRuntime()
+    bench = Bench(counter_model(runtime), run_budget_ms=10.0)
+    handles = bench.open(8)
+    bench.sessions.admit([rows(handles, 0, 150), replace(rows(handles[:1], 150, 1), rest=b"other")])
+    assert runtime.runs[:2] == [(4, 150), (4, 150)]
+    bench.run()
+    bench.sessions.take_replies()
+    bench.sessions.admit([rows(handles[1:], 150, 150)])
+    assert bench.sessions.has_more
+    bench.sessions.fail_all(CellarError(Reason.SHUTTING_DOWN, "over"))
+    assert not bench.sessions.has_more
+    answered, refused = bench.sessions.take_replies()
+    assert sorted([*answered.handles.tolist(), *refused.handles.tolist()]) == sorted(handles[1:])
+    assert isinstance(refused, RowsRefused)
+
+
+def test_answers_are_stored_beside_a_long_run_and_at_the_latest_before_the_third() -> None:
+    runtime = CounterRuntime()
+    bench = Bench(counter_model(runtime), run_budget_ms=10.0)
+    sessions, express = bench.sessions, bench.sessions.express
+    handles = bench.open(4)
+    beside: list[int] = []
+
+    def compute_beside(job: Any, meanwhile: Any) -> Any:
+        outcome: list[Any] = []
+        thread = threading.Thread(target=lambda: outcome.append(job()))
+        thread.start()
+        meanwhile()
+        thread.join()
+        beside.append(sessions.core.counts.chunks)
+        return outcome[0]
+
+    express.beside = compute_beside
+    for turn in range(3):  # short runs: what the third finds unsettled it stores before it runs
+        sessions.admit([rows(handles, turn, 1)])
+    assert (beside, sessions.core.counts.chunks) == ([], 8)
+    sessions.admit([rows(handles, 3, 100)])  # 4 ms
+    assert beside == [12]
+    assert sessions.is_unsettled
+    (again,) = [rows(handles[:1], 3, 100)]
+    sessions.take_replies()
+    sessions.admit([again])  # sent again: its answer must be stored by now
+    (reply,) = sessions.take_replies()
+    assert reply.positions == [103]
+    assert reply.outputs[:, 0].tolist() == list(range(4, 104))
 
 
 def test_what_is_odd_takes_the_queue_and_is_answered_for_itself() -> None:

@@ -74,6 +74,7 @@ def test_any_bytes_are_a_row_or_none(tmp_path: Path) -> None:
     for name, text in {
         "frame": "121c0803120801000000000000011a01002a0b0801120201401a0478787878",
         "step": "0a02696410071a0a08011202014012001a0478787878",
+        "predict": "0a016d10011a0101220c0801120201401a047878787828013005",
     }.items():
         (tmp_path / "seeds" / name).write_bytes(bytes.fromhex(text))
     ran = subprocess.run(

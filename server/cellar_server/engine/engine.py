@@ -9,12 +9,14 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 from cellar_proto.v1.inference_pb2 import Frame
 from cellar_proto.v1.models_pb2 import Counters
 from cellar_proto.v1.reason_pb2 import Reason
 
 from cellar_server.config import Config
+from cellar_server.engine.inbox import Inbox, Lane
 from cellar_server.engine.runner import Runner
 from cellar_server.errors import CellarError
 from cellar_server.scheduler.policy import Cost
@@ -35,21 +37,20 @@ from cellar_server.sessions.messages import (
     Rows,
     RowsBack,
     RowsRefused,
-    RowsWait,
     StepRequest,
 )
-from cellar_server.sessions.rows import refused
-from cellar_server.sessions.runs import Outcome, Run
+from cellar_server.sessions.runs import OVERLAP_S, Outcome, Run
+from cellar_server.sessions.selection import refused
 from cellar_server.sessions.sessions import Sessions
 from cellar_server.store.base import Store
 from cellar_server.zoo import Model
 
 log = logging.getLogger("cellar_server.engine")
 
+T = TypeVar("T")
+
 # Requests taken in before the next run at most, so that a flood of them cannot hold up the runs.
 MAX_BATCH = 4096
-# A run of fewer seconds is computed on the engine's own thread: to hand it over takes a tenth of that.
-OVERLAP_S = 1.5e-3
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,9 +95,10 @@ class Engine:
             directory.remove_engine(self.number)  # its memory cannot be had
             raise
         self.num_restored = self._sessions.custody.restore()
-        self._inbox: queue.SimpleQueue[Request | Ran | None] = queue.SimpleQueue()
+        self._inbox = Inbox()
         self._deliver: Callable[[list[Reply]], None] = lambda replies: None
         self._runner = Runner(f"run-{self.name}")
+        self._sessions.express.beside = self._beside
         self._run: Run | None = None  # under way: its rows are answered by `finish`
         self._outcome: Outcome | None = None  # of that run, taken from the inbox
         self._thread = threading.Thread(target=self._main, name=f"engine-{self.name}", daemon=True)
@@ -104,6 +106,7 @@ class Engine:
         self._stall_s = config.stall_s
         self._busy_since: float | None = None  # None: it waits for requests
         self._dead: CellarError | None = None
+        self._has_ended = False
         # of requests that came and that left the inbox: each is counted by one thread
         self._max_inbox_bytes = config.max_queue_bytes + config.max_message_bytes
         self._posted_bytes = self._taken_bytes = 0
@@ -116,8 +119,8 @@ class Engine:
 
     @property
     def is_over(self) -> bool:
-        """Its thread was started and has ended."""
-        return self._thread.ident is not None and not self._thread.is_alive()
+        """Its thread takes nothing in any more."""
+        return self._has_ended
 
     @property
     def num_sessions(self) -> int:
@@ -190,9 +193,10 @@ class Engine:
         """So many rows were refused before they were posted."""
         self._sessions.core.counts.refuse(error.reason, count)
 
-    def start(self, deliver: Callable[[list[Reply]], None]) -> None:
-        """Starts the thread."""
+    def start(self, deliver: Callable[[list[Reply]], None], lane: Lane | None = None) -> None:
+        """Starts the thread. lane: rows are taken from there too."""
         self._deliver = deliver
+        self._inbox.lane = lane or self._inbox.lane
         self._thread.start()
 
     def post(self, request: Request) -> None:
@@ -280,6 +284,9 @@ class Engine:
         finally:
             self._runner.stop()
             self._sessions.durability.close()
+            self._has_ended = True  # whoever posts from here on looks at the inbox after that
+            self._refuse_inbox()
+            self._inbox.lane.close()
 
     def _loop(self) -> None:
         sessions = self._sessions
@@ -296,19 +303,23 @@ class Engine:
                 self._run = self._outcome = None
             if requests:
                 sessions.admit(requests)
+            while sessions.has_more:  # its callers have their answers, and send again, while the others' run
+                sessions.persist()
+                self._send(sessions.take_replies())
+                sessions.go_on()
             self._begin()
             sessions.settle()
             sessions.persist()
             if self._run is None:
                 sessions.tend()
                 if sessions.is_expiry_due or self._clock() >= expire_at:
+                    sessions.settle_late()
                     expire_at = sessions.expire()
                     sessions.persist()
             self._send(sessions.take_replies())
-            sessions.settle_late()
             if self._stop_at is not None and self._run is None:
                 sessions.core.is_draining = True
-                if sessions.is_idle and self._inbox.empty():
+                if sessions.is_idle and self._inbox.is_empty:
                     return
                 if self._clock() >= self._stop_at:
                     sessions.fail_all(CellarError(Reason.SHUTTING_DOWN, "the server is stopping", retry_after_ms=1000))
@@ -331,43 +342,77 @@ class Engine:
             return
         self._runner.start(lambda: self._inbox.put(Ran(sessions.runs.compute(run))))
 
-    def _take(self, expire_at: float) -> list[Request]:
-        """What is in the inbox; without work it waits for a request, a limit or the end of draining. While a run is
-        under way it waits for its outcome, or for a large frame that nothing came before: to admit that takes long."""
-        requests: list[Request] = []
+    def _beside(self, job: Callable[[], T], meanwhile: Callable[[], None]) -> T:
+        """What `job` gives, computed while this thread does something else."""
+        done: queue.SimpleQueue[T] = queue.SimpleQueue()
+        self._runner.start(lambda: done.put(job()))
         try:
-            if self._run is not None:
-                while True:
-                    item = self._inbox.get()
-                    if isinstance(item, Ran):
-                        self._outcome = item.outcome
-                        break
-                    if item is None:
-                        continue
-                    if not requests and isinstance(item, FrameRequest) and item.columns is not None:
-                        self._taken_bytes += _num_bytes(item)
-                        return [item]
-                    requests.append(item)
-            elif not self._sessions.has_ready:
-                # what opened since the last scan can expire no sooner than a second from then
-                until = min(expire_at, self._clock() + 1.0) if self._sessions.core.table.num_open else None
-                if self._sessions.durability.is_on:
-                    wake_at = min(self._sessions.durability.wake_at, self._clock() + 1.0)
-                    until = wake_at if until is None else min(until, wake_at)
-                if self._stop_at is not None:
-                    until = min(self._stop_at, until or self._stop_at)
-                wait = None if until is None else max(0.0, until - self._clock())
-                first = self._inbox.get(timeout=wait)
-                if first is not None:
-                    requests.append(first)  # type: ignore[arg-type]
-            while len(requests) < MAX_BATCH:
-                request = self._inbox.get_nowait()
-                if request is not None:
-                    requests.append(request)  # type: ignore[arg-type]
-        except queue.Empty:
-            pass
-        self._taken_bytes += sum(map(_num_bytes, requests))
-        return requests
+            meanwhile()
+        finally:
+            result = done.get()
+        return result
+
+    def _take(self, expire_at: float) -> list[Request]:
+        """The rows of the lane, and behind them what was in the inbox before they were taken; without work it waits for
+        either, a limit or the end of draining. While a run is under way it waits for its outcome, or for a large frame
+        that nothing came before: to admit that takes long.
+
+        Rows go first: on their stream nothing unanswered can stand before them, but a frame in the inbox may behind.
+        """
+        inbox = self._inbox
+        requests: list[Request] = []
+        if self._run is not None:
+            while self._outcome is None:
+                inbox.wait(None)
+                if self._drain(requests, is_waiting=True):
+                    rows = inbox.lane.take()
+                    if not rows:
+                        return requests
+                    requests[:0] = rows
+            self._drain(requests)
+        else:
+            if self._sessions.is_unsettled:  # that can wait as long as there is something else to do
+                self._drain(requests)
+                rows = inbox.lane.take()
+                if requests or rows:
+                    return [*rows, *requests]
+                self._sessions.settle_late()
+            if not self._sessions.has_ready:
+                inbox.wait(self._patience_s(expire_at))
+            self._drain(requests)
+        return [*inbox.lane.take(), *requests]
+
+    def _patience_s(self, expire_at: float) -> float | None:
+        """Seconds after which there is something to do though nothing came; None: never."""
+        now = self._clock()
+        # what opened since the last scan can expire no sooner than a second from then
+        until = min(expire_at, now + 1.0) if self._sessions.core.table.num_open else None
+        if self._sessions.durability.is_on:
+            wake_at = min(self._sessions.durability.wake_at, now + 1.0)
+            until = wake_at if until is None else min(until, wake_at)
+        if self._stop_at is not None:
+            until = min(self._stop_at, until or self._stop_at)
+        return None if until is None else max(0.0, until - now)
+
+    def _drain(self, requests: list[Request], *, is_waiting: bool = False) -> bool:
+        """Moves what is in the inbox to `requests`, and a run's outcome to its place; is_waiting: ends there, or with
+        True at a large frame that is the first."""
+        inbox = self._inbox
+        while len(requests) < MAX_BATCH or is_waiting:
+            try:
+                item = inbox.pop()
+            except IndexError:
+                break
+            if isinstance(item, Ran):
+                self._outcome = item.outcome
+                if is_waiting:
+                    break
+            elif item is not None:
+                requests.append(item)
+                self._taken_bytes += _num_bytes(item)
+                if is_waiting and len(requests) == 1 and isinstance(item, FrameRequest) and item.columns is not None:
+                    return True
+        return False
 
     def _send(self, replies: list[Reply]) -> None:
         if replies:
@@ -396,8 +441,8 @@ class Engine:
         error = self._dead or CellarError(Reason.SHUTTING_DOWN, "the server is stopping", retry_after_ms=1000)
         try:
             while True:
-                self._refuse(self._inbox.get_nowait(), error)
-        except queue.Empty:
+                self._refuse(self._inbox.pop(), error)
+        except IndexError:
             pass
 
     def _refuse(self, request: Request | Ran | None, error: CellarError) -> None:
@@ -427,9 +472,6 @@ def _refused(request: Request | Ran | None, error: CellarError) -> list[Reply]:
     match request:
         case FrameRequest(to=to, frame_id=frame_id):
             return [FrameReply(to, frame_id, error)]
-        case RowsWait(take=take):
-            # their streams know whether they are for a version of the model that was loaded meanwhile
-            return [RowsBack(rows.to, rows) for rows in take()]
         case Rows() as rows:
             return [refused(rows, error)]
         case StepRequest(to=to):

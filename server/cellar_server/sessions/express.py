@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
-from cellar_proto.v1.reason_pb2 import Reason
 
 from cellar_server.errors import CellarError
 from cellar_server.sessions.core import Core
 from cellar_server.sessions.digest import digests
 from cellar_server.sessions.frames import Frames
 from cellar_server.sessions.messages import UNARY_STREAM, Rows, RowsReply
-from cellar_server.sessions.runs import Runs
+from cellar_server.sessions.runs import OVERLAP_S, Outcome, Run, Runs
+from cellar_server.sessions.selection import chosen
 from cellar_server.sessions.table import span
+
+# Runs whose answers may wait to be stored while there is something else to do.
+MAX_UNSETTLED = 2
 
 
 class Express:
@@ -25,16 +30,20 @@ class Express:
         self.core = core
         self.frames = frames
         self.runs = runs
+        # computes the one on another thread while the other is done here
+        self.beside: Callable[[Callable[[], Outcome], Callable[[], None]], Outcome] = _one_after_the_other
+        # to be run: rows, slots, starts, inputs
+        self._parts: list[tuple[Rows, np.ndarray, np.ndarray, np.ndarray]] = []
         # committed and answered, their answers not yet stored: slots, starts, steps, inputs, outputs
         self._unsettled: list[tuple[np.ndarray, np.ndarray, int, np.ndarray, np.ndarray]] = []
 
     def run(self, rows: Rows, slots: np.ndarray | None, now: float) -> bool:
-        """Whether all of the rows were taken and answered. slots: their sessions' places [n]; None where their handles
-        say which."""
-        core, table = self.core, self.core.table
+        """Whether all of the rows were taken; the first part of them is answered then, `has_more` says whether there is
+        another. slots: their sessions' places [n]; None where their handles say which."""
+        table = self.core.table
         n = len(rows.call)
         q = self._steps(rows, n)
-        parts = self._parts(n, q)
+        parts = self._cut(n, q)
         if not parts:
             return False
         if slots is None:
@@ -54,28 +63,40 @@ class Express:
             self.issue(rows, slots)
         x = inputs.reshape(n, q, *content.unit_shape)
         for part in parts:
-            outcome = self._commit(slots[part], start[part], x[part])
-            if isinstance(outcome, CellarError):
-                places = list(range(n))[part]
-                self.frames.refuse(rows, places, [outcome] * len(places))
-                continue
-            position, lengths, outputs = outcome
-            core.replies.append(
-                RowsReply(
-                    rows.to,
-                    rows.frame_id[part],
-                    rows.handle[part],
-                    start[part],
-                    position,
-                    lengths,
-                    outputs,
-                    call=rows.call[part],
-                )
-            )
-            self._unsettled.append((slots[part], start[part], q, x[part], outputs))
+            mine = rows if len(parts) == 1 else chosen(rows, np.arange(n)[part])
+            self._parts.append((mine, slots[part], start[part], x[part]))
+        self.go_on()
         return True
 
-    def _parts(self, n: int, q: int) -> list[slice]:
+    @property
+    def has_more(self) -> bool:
+        """A part of what was taken waits for its run: it must be over before anything else is admitted."""
+        return bool(self._parts)
+
+    def go_on(self) -> None:
+        """Runs the next part of what was taken."""
+        rows, slots, start, x = self._parts.pop(0)
+        outcome = self._commit(slots, start, x)
+        if isinstance(outcome, CellarError):
+            self.frames.refuse_rows(rows, np.arange(len(slots)), outcome)
+            return
+        position, lengths, outputs = outcome
+        reply = RowsReply(rows.to, rows.frame_id, rows.handle, start, position, lengths, outputs, call=rows.call)  # type: ignore[arg-type]
+        self.core.replies.append(reply)
+        self._unsettled.append((slots, start, x.shape[1], x, outputs))
+
+    def finish(self) -> None:
+        """Runs all parts that wait."""
+        while self._parts:
+            self.go_on()
+
+    def fail(self, error: CellarError) -> None:
+        """Refuses all parts that wait."""
+        for rows, *_ in self._parts:
+            self.frames.refuse_rows(rows, np.arange(len(rows.call)), error)
+        self._parts.clear()
+
+    def _cut(self, n: int, q: int) -> list[slice]:
         """The rows of each run: one, or two where they are too much for one; none where they need the queue."""
         scheduler = self.core.scheduler
         if not q or scheduler.has_ready or self.frames.departing:
@@ -129,13 +150,18 @@ class Express:
         outputs float32 [n * q, ...]."""
         core, table, (n, q) = self.core, self.core.table, x.shape[:2]
         place = span(slots)
-        begun = core.clock()
-        try:
-            y, following = core.model.runtime.step(x, table.state[place])
-        except Exception:
-            return self.runs.fault("a run failed", Reason.RUN_FAILED)
+        run = Run(slots, x, table.state[place], float(core.scheduler.cost(n, q)))
+        if self._unsettled and run.cost_s >= OVERLAP_S:
+            outcome = self.beside(lambda: self.runs.compute(run), self.settle)
+        else:
+            if len(self._unsettled) >= MAX_UNSETTLED:
+                self.settle()
+            outcome = self.runs.compute(run)
+        if isinstance(outcome, CellarError):
+            return outcome
+        y, following = outcome
         ended = core.clock()
-        self.runs.count(n, q, ended - begun)
+        self.runs.count(n, q, run.took_s)
         core.counts.queue_rows += n
         core.counts.queue.add(0.0, n)  # they waited for nothing
         table.state[place] = following
@@ -145,8 +171,14 @@ class Express:
         core.durability.change(slots)
         return position, np.full(n, q), y.reshape(n * q, *core.output_shape)
 
+    @property
+    def is_unsettled(self) -> bool:
+        """Answers are to be stored."""
+        return bool(self._unsettled)
+
     def settle(self) -> None:
-        """Stores the answers: what can wait until they are sent."""
+        """Stores the answers, in the order of their runs: what can wait until nothing else is to do, or beside the next
+        run."""
         core = self.core
         for slots, start, q, data, outputs in self._unsettled:
             lengths = np.full(len(slots), q)
@@ -157,3 +189,8 @@ class Express:
                 core.answers.store_many(*chunk, lengths, outputs)
             core.counts.chunks += len(slots)
         self._unsettled.clear()
+
+
+def _one_after_the_other(job: Callable[[], Outcome], meanwhile: Callable[[], None]) -> Outcome:
+    meanwhile()
+    return job()

@@ -55,7 +55,7 @@ class Rows:
 
     to: Any
     rest: bytes
-    frame: Frame
+    frame: Any
     call: np.ndarray
     stream: np.ndarray
     frame_id: np.ndarray
@@ -87,10 +87,21 @@ class Rows:
 
 
 @dataclass(slots=True)
-class RowsWait:
-    """Rows wait where `take` gives them, as often as it is called; it may give none."""
+class PredictRows(Rows):
+    """Whole sequences that came one a call, all in the same words: Rows that name no session; answered by RowsReply
+    (`positions` of which are the model's version) or RowsRefused, or given back by RowsBack where something is odd.
 
-    take: Callable[[], list[Rows]]
+    frame: the PredictRequest without what the columns hold, None where it is none; all_emissions: as in PredictRequest.
+    """
+
+    all_emissions: bool = True
+
+
+@dataclass(slots=True)
+class RowsCancel:
+    """Calls that are gone, by the transport's numbers [n]."""
+
+    call: np.ndarray
 
 
 @dataclass(slots=True)
@@ -222,7 +233,8 @@ class RowsReply(AnswerReply):
 @dataclass(slots=True)
 class RowsRefused:
     """One error for many rows. calls, frame_ids, handles, starts, positions: as in RowsReply, [M]; shape: of an output;
-    are_steps: each is a unary call; durable: up to where their sessions are stored, empty without a store."""
+    ends_calls: each is a unary call, which ends with it; durable: up to where their sessions are stored, empty without
+    a store."""
 
     to: Any
     call: np.ndarray
@@ -232,7 +244,7 @@ class RowsRefused:
     positions: np.ndarray
     shape: tuple[int, ...]
     error: CellarError
-    are_steps: bool = False
+    ends_calls: bool = False
     durable: Any = ()
 
     @property
@@ -294,16 +306,5 @@ class CallReply:
     error: CellarError | None = None
 
 
-Request = (
-    FrameRequest
-    | Rows
-    | RowsWait
-    | StepRequest
-    | PredictRequest
-    | GenerateRequest
-    | Credit
-    | Cancel
-    | StreamClosed
-    | Call
-)
+Request = FrameRequest | Rows | StepRequest | PredictRequest | GenerateRequest | Credit | Cancel | StreamClosed | Call
 Reply = AnswerReply | RowsRefused | RowsBack | FrameReply | PredictReply | GenerateReply | CallReply

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import groupby
+from typing import Any
 
 import numpy as np
 from cellar_proto.v1.manifest_pb2 import Mode
@@ -12,7 +14,8 @@ from cellar_server.errors import CellarError
 from cellar_server.scheduler.work import Kind
 from cellar_server.sessions.content import Content
 from cellar_server.sessions.core import Core
-from cellar_server.sessions.messages import PredictReply, PredictRequest
+from cellar_server.sessions.messages import PredictReply, PredictRequest, PredictRows, RowsBack, RowsRefused, RowsReply
+from cellar_server.sessions.selection import chosen, in_time, joined
 
 
 @dataclass(slots=True)
@@ -34,6 +37,7 @@ class Predicts:
         self.content = Content(core.model)
         self._calls: dict[int, _Predict] = {}
         self._number = 0
+        self._to: Any = None  # whom rows that came one a call are answered to
 
     def admit(self, request: PredictRequest) -> None:
         """Queues the sequences of one call; refuses those that cannot run, or the whole call."""
@@ -91,10 +95,92 @@ class Predicts:
         work.owner[rows] = self._number
         work.row[rows] = good
         work.stream[rows] = -1
+        work.call[rows] = 0
         work.caller[rows] = request.caller
         work.keeps[rows] = request.all_emissions
         work.limit(rows, request.deadline_s or np.inf, request.is_bulk)
         core.scheduler.add(rows)
+
+    def admit_rows(self, requests: list[PredictRows], now: float) -> None:
+        """Queues sequences that came one a call; refuses those for which there is no room or no time, and gives those
+        back about which something is odd."""
+        for _, alike in groupby(requests, key=lambda rows: rows.rest):
+            rows = joined(list(alike))
+            self._to = rows.to
+            try:
+                self.core.check_open()
+            except CellarError as error:
+                self._refuse(rows, np.arange(len(rows.call)), error)
+                continue
+            rows = self._fit(rows)
+            rows = in_time(self.core, rows, now, self._refuse) if len(rows.call) else rows
+            rows = self._with_room(rows)
+            if len(rows.call):
+                self._queue(rows, now)
+
+    def _refuse(self, rows: PredictRows, places: np.ndarray, error: CellarError) -> None:
+        """Ends the calls at `places` [n] with an error."""
+        self.core.counts.refuse(error.reason, len(places))
+        self._answer_error(rows.to, rows.call[places], error, ends_calls=True)
+
+    def _answer_error(self, to: Any, calls: np.ndarray, error: CellarError, *, ends_calls: bool) -> None:
+        nothing = np.zeros(len(calls), np.int64)
+        shape, version = self.core.output_shape, np.full(len(calls), self.core.model.manifest.version)
+        names = nothing.view(np.uint64)
+        reply = RowsRefused(to, calls, names, names, nothing, version, shape, error, ends_calls)
+        self.core.replies.append(reply)
+
+    def _fit(self, rows: PredictRows) -> PredictRows:
+        """Sequences that are what the model takes, with their lengths filled in; the others go back."""
+        content, mode = self.content, self.core.model.manifest.mode
+        size, given = rows.size, rows.frame.inputs
+        whole = np.where(rows.first_axis < 0, size // content.unit_bytes, rows.first_axis)
+        length = rows.length = np.where(rows.length < 0, whole, rows.length)
+        is_fit = (length > 0) & (length * content.unit_bytes == size)
+        has_shape = rows.first_axis >= 0
+        if has_shape.any():
+            is_fit &= ~has_shape | ((rows.first_axis == length) & (tuple(given.shape) == content.unit_shape))
+        elif given.shape:
+            is_fit[:] = False
+        if mode == Mode.ONE_TO_ONE:
+            is_fit &= length == 1
+        if mode == Mode.ONE_TO_MANY or (given.dtype and given.dtype != content.wire_dtype):
+            is_fit[:] = False
+        if is_fit.all():
+            values = content.array(rows.data, int(length.sum()))
+            is_fit[[i for i, _ in content.bad_rows(values, length)]] = False
+        if is_fit.all():
+            return rows
+        self.core.replies.append(RowsBack(rows.to, chosen(rows, np.flatnonzero(~is_fit))))
+        left = chosen(rows, np.flatnonzero(is_fit))
+        return self._fit(left) if len(left.call) else left
+
+    def _with_room(self, rows: PredictRows) -> PredictRows:
+        """The first of them, as many as the queue has room for; the others are refused."""
+        core, n = self.core, len(rows.call)
+        num_bytes = core.config.max_queue_bytes - core.work.num_lot_bytes
+        fitting = min(n, core.work.num_free, int(np.searchsorted(np.cumsum(rows.size), num_bytes, side="right")))
+        if fitting == n:
+            return rows
+        self._refuse(rows, np.arange(fitting, n), core.overloaded())
+        return chosen(rows, np.arange(fitting))
+
+    def _queue(self, rows: PredictRows, now: float) -> None:
+        core, work = self.core, self.core.work
+        n, length = len(rows.call), rows.length
+        taken = work.take(n)
+        work.kind[taken] = Kind.SEQUENCE
+        work.arrived[taken] = now
+        work.state[taken] = core.model.runtime.start
+        work.lot[taken] = work.add_lot(self.content.array(rows.data, int(length.sum())), n)
+        work.offset[taken] = np.cumsum(length) - length
+        work.steps[taken] = length
+        work.stream[taken] = -1
+        work.call[taken] = rows.call
+        work.caller[taken] = rows.callers
+        work.keeps[taken] = rows.all_emissions
+        work.limit(taken, np.inf if rows.deadline is None else rows.deadline, False)
+        core.scheduler.add(taken)
 
     def _read(
         self, raw: np.ndarray, length: np.ndarray, errors: dict[int, CellarError]
@@ -126,25 +212,49 @@ class Predicts:
         """Sequences whose last run is over: rows [n]; last: their last emissions float32 [n, ...]; outputs: every
         emission of those rows that keep all, packed."""
         work = self.core.work
-        at = 0
-        for i, w in enumerate(rows.tolist()):
-            call = self._calls[int(work.owner[w])]
-            if work.keeps[w]:
-                n = int(work.steps[w])
-                call.pieces[int(work.row[w])] = outputs[at : at + n]
-                at += n
-            else:
-                call.pieces[int(work.row[w])] = last[i : i + 1]
-        self._end(rows)
+        keeps, is_row = work.keeps[rows], work.call[rows] > 0
+        lengths = np.where(keeps, work.steps[rows], 1)
+        if is_row.all() and keeps.all() | ~keeps.any():
+            self._answer_rows(rows, lengths, outputs if keeps[0] else last)
+            return
+        ends = np.cumsum(np.where(keeps, lengths, 0)).tolist()
+        pieces = [
+            outputs[end - n : end] if keep else last[i : i + 1]
+            for i, (keep, n, end) in enumerate(zip(keeps.tolist(), lengths.tolist(), ends, strict=True))
+        ]
+        if is_row.any():
+            mine = np.flatnonzero(is_row)
+            self._answer_rows(rows[mine], lengths[mine], np.concatenate([pieces[i] for i in mine.tolist()]))
+        others = np.flatnonzero(~is_row)
+        for i, w in zip(others.tolist(), rows[others].tolist(), strict=True):
+            self._calls[int(work.owner[w])].pieces[int(work.row[w])] = pieces[i]
+        self._end(rows[others])
+
+    def _answer_rows(self, rows: np.ndarray, lengths: np.ndarray, outputs: np.ndarray) -> None:
+        """Sequences that came one a call: rows [n]; lengths: emissions of each [n]; outputs: these, packed."""
+        nothing, version = np.zeros(len(rows), np.uint64), np.full(len(rows), self.core.model.manifest.version)
+        starts, calls = nothing.view(np.int64), self.core.work.call[rows]
+        self.core.replies.append(
+            RowsReply(self._to, nothing, nothing, starts, version, lengths, outputs, call=calls)  # type: ignore[arg-type]
+        )
+        self.core.work.give_back(rows)
 
     def fail(self, rows: np.ndarray, error: CellarError) -> None:
         """Sequences that end without an answer of their own: rows [n]."""
         work = self.core.work
+        is_row = work.call[rows] > 0
+        if is_row.any():
+            mine, rows = rows[is_row], rows[~is_row]
+            self.core.counts.refuse(error.reason, len(mine))
+            self._answer_error(self._to, work.call[mine], error, ends_calls=False)
+            work.give_back(mine)
         for w in rows.tolist():
             self._calls[int(work.owner[w])].errors.append((int(work.row[w]), error))
         self._end(rows)
 
     def _end(self, rows: np.ndarray) -> None:
+        if not len(rows):
+            return
         numbers, counts = np.unique(self.core.work.owner[rows], return_counts=True)
         for number, count in zip(numbers.tolist(), counts.tolist(), strict=True):
             call = self._calls[number]
@@ -180,3 +290,12 @@ class Predicts:
                     self.fail(rows, CellarError(Reason.CANCELLED, "the call was cancelled"))
                 return True
         return False
+
+    def cancel_rows(self, calls: np.ndarray) -> None:
+        """Drops what waits of calls that are gone, by the transport's numbers [n]."""
+        work, ready = self.core.work, self.core.scheduler.ready
+        rows = ready[(work.kind[ready] == Kind.SEQUENCE) & np.isin(work.call[ready], calls)]
+        if len(rows):
+            self.core.scheduler.remove(rows)
+            self.core.counts.refuse(Reason.CANCELLED, len(rows))
+            work.give_back(rows)

@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import groupby
 
 import numpy as np
-from cellar_proto.v1.reason_pb2 import Reason
 
 from cellar_server.errors import CellarError
 from cellar_server.sessions.columns import Columns, positions
 from cellar_server.sessions.content import Content
-from cellar_server.sessions.core import LATE, WAIT_PART, Core
+from cellar_server.sessions.core import Core
 from cellar_server.sessions.digest import digests, mix
 from cellar_server.sessions.express import Express
 from cellar_server.sessions.frames import Frames
-from cellar_server.sessions.messages import Rows, RowsBack, RowsRefused
+from cellar_server.sessions.messages import Rows, RowsBack
+from cellar_server.sessions.selection import chosen, in_time, joined
 from cellar_server.sessions.table import engines_of
-
-_COLUMNS = ("call", "stream", "frame_id", "handle", "position", "length", "first_axis", "size")
 
 
 @dataclass(slots=True)
@@ -43,6 +41,7 @@ class RowsIn:
         """Runs or queues the chunks; refuses those that cannot run, each in an answer of its own."""
         for _, alike in groupby(requests, key=lambda rows: rows.rest):
             rows = joined(list(alike))
+            self.express.finish()
             try:
                 self.frames.check_room(len(rows.data))
             except CellarError as error:
@@ -55,11 +54,12 @@ class RowsIn:
                     continue
             if self.express.run(rows, slots, now):
                 continue
+            self.express.settle()
             if slots is None:
                 rows = self._give_back(rows)
             else:
                 self.express.issue(rows, slots)
-            rows = self._fit(self._in_time(rows, now))
+            rows = self._fit(in_time(self.core, rows, now, self.frames.refuse_rows))
             if len(rows.call):
                 self._admit(rows, now)
 
@@ -70,32 +70,6 @@ class RowsIn:
             return rows
         self.core.replies.append(RowsBack(rows.to, chosen(rows, np.flatnonzero(theirs))))
         return chosen(rows, np.flatnonzero(~theirs))
-
-    def _in_time(self, rows: Rows, now: float) -> Rows:
-        """Rows without those whose time is over, or would be before their answer: these are refused, many at once."""
-        if rows.deadline is None:
-            return rows
-        left = rows.deadline - now
-        over = left <= 0
-        late = over
-        wait = self.core.pressure.waits_s(rows.callers)
-        if wait is not None:
-            late = over | (wait > WAIT_PART * left)
-        if not late.any():
-            return rows
-        if over.any():
-            self.frames.refuse_rows(rows, np.flatnonzero(over), CellarError(Reason.DEADLINE_EXCEEDED, LATE))
-        if wait is not None and not (late == over).all():
-            places = np.flatnonzero(late & ~over)
-            # as in `check_time`, from where the first of them would stand: what is refused waits for nothing; those
-            # that may come again at about the same time have one error
-            first = wait[places].min()
-            delay = np.minimum(first - WAIT_PART * left[places], first / 2)
-            step = np.floor(2 * np.log2(np.maximum(delay, 1e-3)))
-            for each in np.unique(step).tolist():
-                error = self.core.overloaded(2 ** (each / 2))
-                self.frames.refuse_rows(rows, places[step == each], error)
-        return chosen(rows, np.flatnonzero(~late))
 
     def _fit(self, rows: Rows) -> Rows:
         """Rows whose bytes are what their lengths and shapes say, with these filled in; the others are refused."""
@@ -180,48 +154,3 @@ class RowsIn:
         )
         columns.refuse_unfit(content, self.core.max_chunk)
         self.frames.admit_columns(columns, now)
-
-
-def chosen(rows: Rows, places: np.ndarray) -> Rows:
-    """The rows at `places` alone."""
-    size = rows.size
-    if len(places) == len(size) and (places == np.arange(len(size))).all():
-        return rows
-    if (size == size[0]).all():
-        data = rows.data.reshape(len(size), -1)[places].reshape(-1)
-    else:
-        ends = np.cumsum(size)
-        pieces = [rows.data[ends[i] - size[i] : ends[i]] for i in places.tolist()]
-        data = np.concatenate(pieces) if pieces else rows.data[:0]
-    return replace(
-        rows,
-        **{name: getattr(rows, name)[places] for name in _COLUMNS},
-        data=data,
-        ids=None if rows.ids is None else [rows.ids[i] for i in places.tolist()],
-        deadline=None if rows.deadline is None else rows.deadline[places],
-        caller=None if rows.caller is None else rows.caller[places],
-    )
-
-
-def joined(requests: list[Rows]) -> Rows:
-    """Rows that have the same in common, as one."""
-    first = requests[0]
-    if len(requests) == 1:
-        return first
-    return replace(
-        first,
-        **{name: np.concatenate([getattr(rows, name) for rows in requests]) for name in (*_COLUMNS, "data")},
-        ids=None if first.ids is None else [id for rows in requests for id in rows.ids or ()],
-        deadline=None
-        if all(rows.deadline is None for rows in requests)
-        else np.concatenate([np.full(len(r.call), np.inf) if r.deadline is None else r.deadline for r in requests]),
-        caller=None if all(rows.caller is None for rows in requests) else np.concatenate([r.callers for r in requests]),
-    )
-
-
-def refused(rows: Rows, error: CellarError) -> RowsRefused:
-    """The answer to rows that no session sees."""
-    nothing = np.zeros(len(rows.call), np.int64)
-    return RowsRefused(
-        rows.to, rows.call, rows.frame_id, rows.handle, rows.position, nothing, (), error, rows.ids is not None
-    )

@@ -21,6 +21,9 @@ from cellar_server.sessions.timing import Timing
 
 log = logging.getLogger("cellar_server.sessions")
 
+# A run of fewer seconds is computed on the engine's own thread: to hand it over takes a tenth of that.
+OVERLAP_S = 1.5e-3
+
 
 @dataclass(slots=True)
 class Run:

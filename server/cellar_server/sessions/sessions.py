@@ -32,10 +32,11 @@ from cellar_server.sessions.messages import (
     FrameRequest,
     GenerateRequest,
     PredictRequest,
+    PredictRows,
     Reply,
     Request,
     Rows,
-    RowsWait,
+    RowsCancel,
     StepRequest,
     StreamClosed,
 )
@@ -47,6 +48,9 @@ from cellar_server.sessions.table import Table
 from cellar_server.sessions.verbs import Verbs, closed
 from cellar_server.store.base import Store
 from cellar_server.zoo import Model
+
+# Requests that look at no stored answer before those of rows that went the short way are stored.
+_SETTLES_ITSELF = (Rows, PredictRows, PredictRequest)
 
 
 class Sessions(Verbs):
@@ -122,7 +126,8 @@ class Sessions(Verbs):
         """Takes requests in, in order; those of one kind that stand together go in together. While a run is under way
         only frames may come."""
         self.settle()
-        self.express.settle()
+        if not all(type(request) in _SETTLES_ITSELF for request in requests):
+            self.express.settle()
         now = self.core.clock()
         at = 0
         while at < len(requests):
@@ -132,12 +137,13 @@ class Sessions(Verbs):
                 end += 1
             batch = requests[at:end]
             at = end
+            self.express.finish()
             if kind is FrameRequest:
                 self.frames.admit(batch, now)  # type: ignore[arg-type]
-            elif kind is RowsWait:
-                self.rows.admit([rows for request in batch for rows in request.take()], now)  # type: ignore[union-attr]
             elif kind is Rows:
                 self.rows.admit(batch, now)  # type: ignore[arg-type]
+            elif kind is PredictRows:
+                self.predicts.admit_rows(batch, now)  # type: ignore[arg-type]
             elif kind is StepRequest:
                 self._admit_steps(batch, now)  # type: ignore[arg-type]
             elif kind is GenerateRequest:
@@ -155,6 +161,8 @@ class Sessions(Verbs):
             case Cancel():
                 if not self.generations.cancel(request.to, now):
                     self.predicts.cancel(request.to)
+            case RowsCancel(call=calls):
+                self.predicts.cancel_rows(calls)
             case StreamClosed():
                 self.core.table.void_stream(request.stream, now)
                 self.is_expiry_due |= bool(self.core.table.leaving)
@@ -240,14 +248,28 @@ class Sessions(Verbs):
             for request in requests:
                 self.generations.abandon(request, error, now)
 
+    @property
+    def has_more(self) -> bool:
+        """See Express."""
+        return self.express.has_more
+
+    def go_on(self) -> None:
+        """See Express. What was answered before may be sent meanwhile."""
+        self.express.go_on()
+
     def persist(self) -> None:
         """Stores what is due, before the replies that wait are taken."""
         if self.durability.is_on:
             self.express.settle()
         self.durability.persist()
 
+    @property
+    def is_unsettled(self) -> bool:
+        """See Express."""
+        return self.express.is_unsettled
+
     def settle_late(self) -> None:
-        """What is left to do for answers that are on their way."""
+        """What is left to do for answers that are on their way: before anything looks for stored answers."""
         self.express.settle()
 
     def settle(self) -> None:
@@ -264,6 +286,7 @@ class Sessions(Verbs):
     def fail_all(self, error: CellarError) -> None:
         """Ends everything that waits: the engine stops."""
         self.settle()
+        self.express.fail(error)
         scheduler = self.core.scheduler
         rows = np.concatenate([scheduler.ready, self.generations.parked()])
         scheduler.remove(rows)

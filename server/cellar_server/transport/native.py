@@ -22,11 +22,13 @@ from cellar_server.transport.base import OPTIONS
 
 log = logging.getLogger("cellar_server.transport")
 
+Bell = _native.Bell
+
 # The kinds of event, and how a method's requests come in, as in transport.h.
 OPEN, MESSAGE, HALF_CLOSE, WRITTEN, DONE, ROWS = range(6)
-STREAM, SINGLE, STEP = range(3)
-# The lane of steps; streams are given others.
-STEPS = 0
+STREAM, SINGLE, STEP, PREDICT = range(4)
+# The lane of unary calls; streams are given others.
+UNARY = 0
 
 EOF = grpc.aio.EOF
 Metadata = Sequence[tuple[str, str | bytes]]
@@ -192,7 +194,8 @@ class NativeServer:
         self._handlers: dict[str, grpc.RpcMethodHandler] = {}
         self._generic: list[grpc.GenericRpcHandler] = []
         self._takers: dict[int, Callable[[], object]] = {}
-        self._steps: set[str] = set()  # methods whose only message becomes a row
+        self._styles: dict[str, int] = {}  # of methods whose only message becomes a row
+        self._cancel: Callable[[list[int]], object] = lambda numbers: None
         self._calls: dict[int, NativeCall] = {}
         self._is_listening = False
         self._taking: threading.Thread | None = None
@@ -207,15 +210,22 @@ class NativeServer:
             path = f"/{service_name}/{name}"
             self._handlers[path] = handler
             style = STREAM if handler.request_streaming else SINGLE
-            self.transport.add_method(path, STEP if path in self._steps else style)
+            self.transport.add_method(path, self._styles.get(path, style))
 
-    def add_lane(self, lane: int, take: Callable[[], object], *, method: str = "") -> None:
-        """`take` is called, on the transport's thread, when rows wait in a lane that was empty. method: the one whose
-        only message becomes a row."""
+    def add_lane(self, lane: int, take: Callable[[], object]) -> None:
+        """`take` is called, on the transport's thread, when rows wait in a lane that was empty and has no bell."""
         self._takers[lane] = take
-        if method:
-            self._steps.add(method)
-            self.transport.add_method(method, STEP)
+
+    def add_unary(
+        self, styles: dict[str, int], take: Callable[[], object], cancel: Callable[[list[int]], object]
+    ) -> None:
+        """The only message of these methods, STEP or PREDICT, becomes a row in the lane of unary calls. cancel: is
+        told, on the event loop, of such calls that are gone."""
+        self._styles = styles
+        self._cancel = cancel
+        self.add_lane(UNARY, take)
+        for method, style in styles.items():
+            self.transport.add_method(method, style)
 
     def add_insecure_port(self, address: str) -> int:
         return self._listen(address, _native.insecure())
@@ -275,7 +285,7 @@ class NativeServer:
                 loop.call_soon_threadsafe(self._receive, others)
 
     def _receive(self, events: list[tuple[Any, ...]]) -> None:
-        calls = self._calls
+        calls, gone = self._calls, []
         for event in events:
             kind, number = event[0], event[1]
             if kind == OPEN:
@@ -287,14 +297,10 @@ class NativeServer:
             known = calls.get(number)
             if known is not None:
                 known.receive(kind, event[3], event[2])
-
-    def serve_later(
-        self, method: str, number: int, time_left_s: float, metadata: Sequence[tuple[str, bytes]], request: bytes
-    ) -> None:
-        """Runs the handler of a call whose only message came as a row. From any thread."""
-        event = (OPEN, number, True, request, method, "", metadata, (), time_left_s)
-        assert self._loop is not None
-        self._loop.call_soon_threadsafe(self._receive, [event])
+            elif kind == DONE and not event[2]:
+                gone.append(number)
+        if gone:
+            self._cancel(gone)
 
     async def _serve(self, call: NativeCall, request: bytes | None) -> None:
         try:
@@ -348,7 +354,7 @@ async def _run(handler: grpc.RpcMethodHandler, call: NativeCall, request: bytes 
         given = call.requests()
     elif request is not None:
         given = call.parse(request)
-    elif (given := await call.read()) is EOF:
+    else:
         call.finish(grpc.StatusCode.INVALID_ARGUMENT, "the call brought no message")
         return
     name = f"{'stream' if handler.request_streaming else 'unary'}_{'stream' if handler.response_streaming else 'unary'}"
