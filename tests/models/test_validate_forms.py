@@ -17,6 +17,7 @@ torch = pytest.importorskip("torch", reason="the models extra is not installed")
 from cellar_models import describe, sentiment  # noqa: E402
 from cellar_models.export import export  # noqa: E402
 from cellar_models.network import Network  # noqa: E402
+from cellar_models.own.drawn import inputs  # noqa: E402
 from cellar_models.own.validate import validate  # noqa: E402
 from cellar_models.recurrent import Recurrent  # noqa: E402
 from cellar_models.variants import add_int8  # noqa: E402
@@ -254,7 +255,7 @@ def primed(folder: Path, nodes: list[onnx.NodeProto], *, time: object = "time") 
         "prime",
         [value("x", TensorProto.INT64, ["batch", time]), value("state", TensorProto.FLOAT, ["batch", 3])],
         [value("next_state", TensorProto.FLOAT, ["batch", 3])],
-        [*constants, helper.make_tensor("axis", TensorProto.INT64, [1], [1])],
+        [*constants, *(helper.make_tensor(n, TensorProto.INT64, [1], [k]) for k, n in enumerate(("zero", "axis")))],
     )
     prime = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
     onnx.checker.check_model(prime)
@@ -302,6 +303,29 @@ def test_a_prime_whose_rows_see_each_other_is_found(tmp_path: Path) -> None:
         helper.make_node("Add", ["state", "most"], ["next_state"]),
     ]
     assert "primed states differ" in refuted(primed(tmp_path, mixed))["prime"]
+
+
+def test_a_prime_that_lets_nan_through_is_found(tmp_path: Path) -> None:
+    """Its rows meet, in what adds nothing while all are finite."""
+    leaking = [
+        SUMMED[0],
+        helper.make_node("Add", ["state", "total"], ["summed"]),
+        helper.make_node("Sub", ["state", "state"], ["nothing"]),
+        helper.make_node("ReduceSum", ["nothing", "zero"], ["of_all"], keepdims=1),
+        helper.make_node("Add", ["summed", "of_all"], ["next_state"]),
+    ]
+    assert "whose state is nan changes the other rows" in refuted(primed(tmp_path, leaking))["prime"]
+
+
+def test_words_are_spelled_with_bytes(tmp_path: Path) -> None:
+    """A text step of several numbers is a word's id and bytes, 0 to 256, whatever the vocabulary."""
+    manifest = Manifest(input=StepSpec(dtype=INT64, shape=[4], vocabulary=5000))
+    manifest.text.tokenizer_file = "tokenizer.json"
+    x = inputs(tmp_path, manifest, np.random.default_rng(0))
+    assert x.shape == (256, 16, 4)
+    assert 4000 < x[..., 0].max() < 5000
+    assert x[..., 1:].max() == 256
+    assert x.min() == 0
 
 
 def test_a_prime_of_fixed_length_is_found(tmp_path: Path) -> None:

@@ -17,7 +17,10 @@ def inputs(folder: Path, manifest: Manifest, rng: np.random.Generator) -> np.nda
     spec = manifest.input
     rows = _sampled(folder, list(spec.names)) if len(spec.shape) == 1 else None
     if rows is None:
-        return _random(spec, (max(ROWS), STEPS), rng)
+        x = _random(spec, (max(ROWS), STEPS), rng)
+        if manifest.text.tokenizer_file and len(spec.shape) == 1:  # a word's id, and its bytes
+            x[..., 1:] = rng.integers(0, 257, x[..., 1:].shape)
+        return x
     first = rng.integers(0, len(rows), (max(ROWS), 1))
     return rows[(first + np.arange(STEPS)) % len(rows)].astype(DTYPES[spec.dtype])
 

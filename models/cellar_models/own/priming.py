@@ -74,10 +74,12 @@ class Priming:
         return f"{same} at {', '.join(map(str, ROWS))} rows{how}; NaN of a batch-mate changes no other row"
 
     def _check_containment(self, condition: np.ndarray, rows: np.ndarray) -> None:
-        if condition.dtype.kind != "f":
-            return
+        whole, others = self.run(condition, rows), np.arange(7) != 3
+        bad_rows = rows.copy()
+        bad_rows[3] = np.nan
         bad = condition.copy()
-        bad[3] = np.nan
-        others = np.arange(7) != 3
-        if not np.array_equal(self.run(bad, rows)[others], self.run(condition, rows)[others]):
-            raise VerifyError("a batch-mate whose condition is nan changes the other rows' states")
+        if condition.dtype.kind == "f":
+            bad[3] = np.nan
+        for what, found in (("condition", self.run(bad, rows)), ("state", self.run(condition, bad_rows))):
+            if not np.array_equal(found[others], whole[others]):
+                raise VerifyError(f"a batch-mate whose {what} is nan changes the other rows' states")
