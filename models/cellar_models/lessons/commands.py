@@ -24,6 +24,7 @@ def main(arguments: list[str], models: dict[str, str], module_of: Callable[[str]
     studying = verbs.add_parser("study", help="gradients through time, adding and copying: docs/why-lstm.md")
     studying.add_argument("what", choices=["gradients"])
     studying.add_argument("--quick", action="store_true", help="tiny sizes, in seconds: to see that it runs")
+    studying.add_argument("--resume", action="store_true", help="go on from findings.json, which is kept as it comes")
     studying.add_argument("--page", action="store_true", help="only write the page again from findings.json")
     studying.add_argument("--zoo", type=Path, default=Path("models/zoo"), help="whose models are drawn")
     comparing = verbs.add_parser("compare", help="a model's network with each kind of cell: docs/cells.md")
@@ -54,13 +55,21 @@ def _say(text: str) -> None:
 
 
 def _study(options: argparse.Namespace) -> int:
-    from cellar_models.lessons.page import read_findings, write_page
-    from cellar_models.lessons.study import QUICK, Plan, study
+    from cellar_models.lessons.page import read_findings, write_findings, write_page
+    from cellar_models.lessons.study import QUICK, Findings, Plan, study
 
-    found = read_findings(options.docs) if options.page else study(QUICK if options.quick else Plan(), _say)
-    for path in write_page(found, options.docs, options.zoo):
+    docs = options.docs
+    found = read_findings(docs) if options.page or options.resume else Findings(QUICK if options.quick else Plan())
+
+    def keep(text: str) -> None:
+        write_findings(found, docs)
+        _say(text)
+
+    if not options.page:
+        study(found, keep)
+    for path in write_page(found, docs, options.zoo):
         _say(f"wrote {path}")
-    _say(f"measured in {found.minutes:g} minutes on one thread")
+    _say(f"measured in {found.minutes:g} minutes of one thread")
     return 0
 
 

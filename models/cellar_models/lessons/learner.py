@@ -112,6 +112,6 @@ def learn(
 
 
 def adam(learner: Learner, task: Task) -> torch.optim.Optimizer:
-    """At the task's rate; an RNN takes a tenth at most (at more it stays at chance)."""
+    """At the task's rate, or an RNN's."""
     rate = RNN_LEARNING_RATE if learner.recurrent.kind == "rnn" else task.learning_rate
     return torch.optim.Adam(learner.parameters(), lr=rate)

@@ -27,7 +27,7 @@ def write_page(found: Findings, docs: Path, zoo: Path) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     written = [docs / "why-lstm.md", folder / "findings.json"]
     written[0].write_text(render(found), "utf-8")
-    written[1].write_text(json.dumps(asdict(found), separators=(",", ":")) + "\n", "utf-8")
+    write_findings(found, docs)
     for name, plot in PLOTS.items():
         plot(found, folder / name)
         written.append(folder / name)
@@ -37,6 +37,13 @@ def write_page(found: Findings, docs: Path, zoo: Path) -> list[Path]:
             written.append(folder / f"{name}.svg")
             written[-1].write_text(draw(json_format.Parse(path.read_text("utf-8"), Manifest())), "utf-8")
     return written
+
+
+def write_findings(found: Findings, docs: Path) -> None:
+    """findings.json alone."""
+    path = docs / "why-lstm" / "findings.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(asdict(found), separators=(",", ":")) + "\n", "utf-8")
 
 
 def read_findings(docs: Path) -> Findings:
@@ -52,7 +59,7 @@ def render(found: Findings) -> str:
     numbers = {
         "length": plan.shown_length,
         "updates": plan.num_updates,
-        "minutes": f"{found.minutes:g}",
+        "minutes": f"{found.minutes:.0f}",
         "clipping_length": plan.clipping_length,
         "starts": _starts(found),
         "trained": _trained(found),
@@ -72,7 +79,10 @@ def _table(head: list[object], rows: list[list[object]]) -> str:
 
 
 def _number(value: float) -> str:
-    return f"{value:.2g}" if 1e-3 <= value < 1e3 else f"{value:.0e}".replace("e-0", "e-").replace("e+0", "e")
+    """Two digits from 0.01 to 100,000, else a power of ten."""
+    if 100 <= value < 1e5:
+        return f"{value:.0f}"
+    return f"{value:.2g}" if 1e-2 <= value < 100 else f"{value:.0e}".replace("e-0", "e-").replace("e+0", "e")
 
 
 def _back(found: Findings) -> list[int]:
@@ -111,7 +121,7 @@ def _runs(found: Findings, task: str, cell: Cell, length: int = 0) -> dict[str, 
 
 def _state(run: dict[str, Any] | None) -> str:
     if run is None:
-        return "not tried"
+        return "not run"
     if run["solved_after"]:
         return f"**after {run['solved_after']}**"
     return f"{run['final']:.3f}"

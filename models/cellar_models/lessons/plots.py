@@ -114,7 +114,7 @@ def plot_clipping(found: Findings, path: Path) -> None:
             left.semilogy(run["norms"], color=colour, label=label, linewidth=0.9)
             right.plot(run["losses"], color=colour, label=label, linewidth=0.9)
         right.axhline(math.log(8), color="#888888", linestyle=":", linewidth=1)
-        left.set(xlabel="updates", ylabel="norm of the gradient, before clipping")
+        left.set(xlabel="updates", ylabel="norm of the gradient")
         right.set(xlabel="updates", ylabel="loss (dotted: chance)")
         right.legend(frameon=False)
 

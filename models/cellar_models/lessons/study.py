@@ -43,7 +43,7 @@ QUICK = Plan((6, 12), WINDOW, 12, 6, 6, 10, (1,))
 
 @dataclass
 class Findings:
-    """Everything that the page shows, as plain lists and numbers (see `write_page`)."""
+    """Everything that the page shows, as plain lists and numbers (see `write_page`). minutes: of processor time."""
 
     plan: Plan
     starts: dict[str, Any] = field(default_factory=dict)
@@ -54,31 +54,32 @@ class Findings:
     minutes: float = 0.0
 
 
-def study(plan: Plan, say: Callable[[str], None]) -> Findings:
-    """All measurements, the same numbers for the same plan (but for the minutes)."""
-    begun = time.process_time()
-    found = Findings(plan)
+def study(found: Findings, say: Callable[[str], None]) -> None:
+    """Fills in what `found` lacks of its plan, the same numbers for the same plan; `say` is called after each training,
+    when `found` is as good as it has come."""
+    plan, begun, before = found.plan, time.process_time(), found.minutes
     adding, length = TASKS["adding"], plan.shown_length
     for cell in STARTS:
         learner = _start(cell, adding, length, plan.seed)
         states, inputs = norms_through_time(learner, adding, length, plan.seed)
         found.starts[cell.label] = {"state": states, "input": inputs}
         found.parameters[cell.label] = learner.num_parameters
-    found.clipping = [run for seed in plan.clipping_seeds for run in _clipping(plan, seed)]
+    if not found.clipping:
+        found.clipping = [run for seed in plan.clipping_seeds for run in _clipping(plan, seed)]
+    done = {(run["length"], run["task"], run["cell"]) for run in found.runs}
     for length, (name, task), cell in itertools.product(plan.lengths, TASKS.items(), TRAINED):
-        if cell is cells.RNN_TORCH and length > plan.longest_torch:
+        if (length, name, cell.label) in done or (cell is cells.RNN_TORCH and length > plan.longest_torch):
             continue
         learner = _start(cell, task, length, plan.seed)
         training = learn(learner, task, length, adam(learner, task), num_updates=plan.num_updates, seed=plan.seed)
         found.runs.append(_run(name, cell, length, training))
-        after = f"solved after {training.solved_after}" if training.solved_after else "not solved"
-        say(f"{name}, {length} steps, {cell.label}: {after}, {task.score_name} {training.final:.4f}")
         if task is adding and length == plan.shown_length:
             states, inputs = norms_through_time(learner, task, length, plan.seed)
             one, marked = input_gradients(learner, task, length, plan.seed)
             found.trained[cell.label] = {"state": states, "input": inputs, "one": one, "marked": marked}
-    found.minutes = round((time.process_time() - begun) / 60, 1)
-    return found
+        found.minutes = round(before + (time.process_time() - begun) / 60, 2)
+        after = f"solved after {training.solved_after}" if training.solved_after else "not solved"
+        say(f"{name}, {length} steps, {cell.label}: {after}, {task.score_name} {training.final:.4f}")
 
 
 def _start(cell: Cell, task: Task, length: int, seed: int) -> Learner:
