@@ -40,7 +40,9 @@ def write_cells(docs: Path) -> Path:
 def render(trials: dict[str, list[Trial]]) -> str:
     """The page's text."""
     parts = "\n\n".join(_part(name, several) for name, several in trials.items())
-    return Template(TEMPLATE.read_text("utf-8")).substitute(models=parts)
+    lacking = [name for name in COMPARED if name not in trials]
+    missing = f"\n\nNot compared yet: {', '.join(lacking)}." if lacking else ""
+    return Template(TEMPLATE.read_text("utf-8")).substitute(models=parts + missing)
 
 
 def _part(name: str, trials: list[Trial]) -> str:
@@ -57,7 +59,7 @@ def _part(name: str, trials: list[Trial]) -> str:
         f"| cell | {first.metric} | parameters | numbers of state | µs a step served | ms an update | epochs "
         "| training s |\n" + "|---" * 8 + "|\n"
     )
-    return f"## {name}: {first.mode}\n\n{first.unit[0].upper()}{first.unit[1:]}; {seeds}.\n\n{head}" + "\n".join(rows)
+    return f"## {name}: {first.mode}\n\nUnit: {first.unit}; {seeds}.\n\n{head}" + "\n".join(rows)
 
 
 def _range(values: list[float] | list[int], digits: int) -> str:

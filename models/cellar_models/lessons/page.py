@@ -13,11 +13,12 @@ from google.protobuf import json_format
 
 from cellar_models.lessons.learner import Cell
 from cellar_models.lessons.plots import PLOTS, trained_cells
-from cellar_models.lessons.study import STARTS, TASKS, TRAINED, Findings, Plan
+from cellar_models.lessons.study import STARTS, TASKS, TRAINED, Findings, Plan, lengths_run
 from cellar_models.own.drawing import draw
 
 TEMPLATE = Path(__file__).parent / "why-lstm.md.in"
-# A model of the zoo for each mode, in the template's order.
+# Pictures of trained networks, and a model of the zoo for each mode, in the template's order.
+OF_TRAINED = ("trained.svg", "inputs.svg")
 DRAWN = ("digits", "describe", "sentiment", "forecast")
 
 
@@ -29,6 +30,8 @@ def write_page(found: Findings, docs: Path, zoo: Path) -> list[Path]:
     written[0].write_text(render(found), "utf-8")
     write_findings(found, docs)
     for name, plot in PLOTS.items():
+        if name in OF_TRAINED and not found.trained:
+            continue
         plot(found, folder / name)
         written.append(folder / name)
     for name in DRAWN:
@@ -66,8 +69,11 @@ def render(found: Findings) -> str:
         "adding": _task(found, "adding"),
         "copying": _task(found, "copying"),
         "clipping": _clipping(found),
+        "missing": _missing(found),
     }
-    return Template(TEMPLATE.read_text("utf-8")).substitute(numbers)
+    text = TEMPLATE.read_text("utf-8")
+    before, after_training, rest = text.split("<!-- trained -->\n")
+    return Template(before + (after_training if found.trained else "") + rest).substitute(numbers)
 
 
 def _row(*fields: object) -> str:
@@ -128,12 +134,23 @@ def _state(run: dict[str, Any] | None) -> str:
 
 
 def _task(found: Findings, name: str) -> str:
-    lengths = found.plan.lengths
+    lengths = lengths_run(found, name)
     rows: list[list[object]] = [
         [cell.label, *(_state(_runs(found, name, cell, length)) for length in lengths)] for cell in TRAINED
     ]
     rows.append(["remembering nothing", *([f"{TASKS[name].chance:.3f}"] * len(lengths))])
     return _table([f"{TASKS[name].score_name}, or solved", *(f"{length} steps" for length in lengths)], rows)
+
+
+def _missing(found: Findings) -> str:
+    """What the plan has and these findings have not."""
+    lacking = {
+        name: [str(length) for length in found.plan.lengths if length not in lengths_run(found, name)] for name in TASKS
+    }
+    said = [f"{name} at {', '.join(lengths)} steps" for name, lengths in lacking.items() if lengths]
+    if not said:
+        return ""
+    return f"\nNot run yet: {'; '.join(said)} (`cellar-models study gradients --resume` goes on with them).\n"
 
 
 def _clipping(found: Findings) -> str:

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from cellar_models.lessons import learner as cells
 from cellar_models.lessons.learner import WINDOW, Cell
-from cellar_models.lessons.study import CLIPPED_AT, STARTS, TASKS, TRAINED, Findings
+from cellar_models.lessons.study import CLIPPED_AT, STARTS, TASKS, TRAINED, Findings, lengths_run
 
 COLOURS = {
     cells.RNN_TORCH.label: "#d98c5f",
@@ -88,8 +88,8 @@ def plot_inputs(found: Findings, path: Path) -> None:
 
 def plot_task(found: Findings, name: str, path: Path) -> None:
     """Scores over updates, a panel for each length."""
-    task, lengths = TASKS[name], found.plan.lengths
-    with _figure(path, len(lengths), 10, 3.1) as row:
+    task, lengths = TASKS[name], lengths_run(found, name)
+    with _figure(path, len(lengths), max(6, 2.5 * len(lengths)), 3.1) as row:
         for axes, length in zip(row, lengths, strict=True):
             axes.axhline(task.chance, color="#888888", linestyle=":", linewidth=1)
             for run in found.runs:
@@ -103,7 +103,7 @@ def plot_task(found: Findings, name: str, path: Path) -> None:
                 axes.set(yscale="log", ylim=(1e-3, 1))
         row[0].set(ylabel=task.score_name)
         handles, labels = row[0].get_legend_handles_labels()
-        row[0].figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
+        row[0].figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
 
 
 def plot_clipping(found: Findings, path: Path) -> None:

@@ -54,6 +54,13 @@ class Findings:
     minutes: float = 0.0
 
 
+def lengths_run(found: Findings, task: str) -> list[int]:
+    """Those at which a task was run with some cell."""
+    return [
+        length for length in found.plan.lengths if any((r["task"], r["length"]) == (task, length) for r in found.runs)
+    ]
+
+
 def study(found: Findings, say: Callable[[str], None]) -> None:
     """Fills in what `found` lacks of its plan, the same numbers for the same plan; `say` is called after each training,
     when `found` is as good as it has come."""

@@ -89,7 +89,7 @@ def test_a_page_shows_what_was_kept(tmp_path: Path) -> None:
     keep([trial("rnn", [0.5, 0.7]), trial("gru", [0.9, 0.9])], tmp_path)
     assert [each.kind for each in kept(tmp_path)["digits"]] == ["rnn", "gru"]
     page = write_cells(tmp_path).read_text()
-    assert "## digits: one-to-one\n\nShare of images; 2 trainings each.\n" in page
+    assert "## digits: one-to-one\n\nUnit: share of images; 2 trainings each.\n" in page
     assert "| RNN of 64 (the zoo) | 0.6000 (0.5000 to 0.7000) | 9000 | 64 | 12 | 20.0 | 3 | 2 |\n" in page
     assert "| GRU of 64 | 0.9000 | 9000 |" in page
     assert main(["compare", "--docs", str(tmp_path)]) == 0
