@@ -1,4 +1,5 @@
-"""`cellar-models train|evaluate|export|verify NAME` and `list` for the zoo; `import-onnx|validate|draw` for any."""
+"""`cellar-models train|evaluate|export|verify NAME` and `list` for the zoo; `import-onnx|validate|draw` for any;
+`study|compare` write docs."""
 
 from __future__ import annotations
 
@@ -14,6 +15,7 @@ import torch
 from torch import nn
 
 from cellar_models.data import DataChanged, DataMissing, data_folder
+from cellar_models.lessons import commands as lessons
 from cellar_models.network import Network
 from cellar_models.own import commands
 from cellar_models.training import Result, Trainer
@@ -39,6 +41,8 @@ def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments and arguments[0] in commands.VERBS:
         return commands.main(arguments)
+    if arguments and arguments[0] in lessons.VERBS:
+        return lessons.main(arguments, MODELS, module_of)
     if arguments == ["list"]:
         print("\n".join(MODELS))
         return 0

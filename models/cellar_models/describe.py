@@ -51,12 +51,13 @@ class Describe(Network):
         closed: list[str],
         hidden_size: int = 192,
         embedding_size: int = 64,
+        kind: str = "lstm",
     ) -> None:
         super().__init__()
         self.words, self.feature_names, self.copied, self.closed = words, feature_names, copied, closed
         num_features = len(feature_names)
         self.embedding = nn.Embedding(len(words), embedding_size)
-        self.lstm = Recurrent("lstm", embedding_size + num_features, hidden_size)
+        self.lstm = Recurrent(kind, embedding_size + num_features, hidden_size)
         self.dropout = nn.Dropout(0.45)
         self.head = nn.Linear(hidden_size, len(words))
         self.state_size = self.lstm.state_size + num_features
@@ -127,8 +128,8 @@ class Describe(Network):
             )
         )
         manifest.position_unit = EMISSIONS
-        manifest.architecture = f"LSTM, 1 layer of {self.lstm.hidden_size}, {len(self.words)} words"
-        manifest.parts.extend(self.lstm.parts("lstm"))
+        manifest.architecture = f"{self.lstm.kind.upper()}, 1 layer of {self.lstm.hidden_size}, {len(self.words)} words"
+        manifest.parts.extend(self.lstm.parts(self.lstm.kind))
         manifest.parts.append(
             StatePart(name="left_to_say", offset=self.lstm.state_size, shape=[len(self.feature_names)])
         )
@@ -168,7 +169,7 @@ def _slots(pairs: list[tuple[str, str]]) -> tuple[list[str], list[str]]:
     return copied, sorted(slot for slot in seen if slot not in copied)
 
 
-def build(data: Path) -> Describe:
+def build(data: Path, kind: str = "lstm", hidden_size: int = 192) -> Describe:
     pairs = load(data, "train")
     copied, closed = _slots(pairs)
     names: set[str] = set()
@@ -179,7 +180,8 @@ def build(data: Path) -> Describe:
         counts.update(delexicalise(sentence, values))
     words = sorted((w for w, n in counts.items() if n >= 2), key=lambda w: (-counts[w], w))
     placeholders = sorted({f"<{n[5:]}>" for n in names if n.startswith("slot=") and ":" not in n} - set(words))
-    return Describe(["<begin>", "<end>", "<unk>", *words, *placeholders], sorted(names), copied, closed)
+    words = ["<begin>", "<end>", "<unk>", *words, *placeholders]
+    return Describe(words, sorted(names), copied, closed, hidden_size, kind=kind)
 
 
 def train(network: Describe, data: Path, trainer: Trainer) -> None:

@@ -22,9 +22,9 @@ class Digits(Network):
 
     name = "digits"
 
-    def __init__(self, hidden_size: int = 64) -> None:
+    def __init__(self, hidden_size: int = 64, kind: str = "rnn") -> None:
         super().__init__()
-        self.rnn = Recurrent("rnn", 64, hidden_size)
+        self.rnn = Recurrent(kind, 64, hidden_size)
         self.head = nn.Linear(hidden_size, 10)
         self.state_size = self.rnn.state_size
 
@@ -50,8 +50,8 @@ class Digits(Network):
         manifest.output.CopyFrom(StepSpec(dtype=FLOAT32, shape=[10], names=[str(i) for i in range(10)]))
         manifest.labels.extend(str(i) for i in range(10))
         manifest.position_unit = ROWS
-        manifest.architecture = f"RNN, 1 layer of {self.rnn.hidden_size}"
-        manifest.parts.extend(self.rnn.parts("rnn"))
+        manifest.architecture = f"{self.rnn.kind.upper()}, 1 layer of {self.rnn.hidden_size}"
+        manifest.parts.extend(self.rnn.parts(self.rnn.kind))
         manifest.licence = "CC BY 4.0 (data); Apache-2.0 (weights)"
         manifest.data = "UCI optical recognition of handwritten digits, as in scikit-learn's load_digits"
 
@@ -65,8 +65,8 @@ def load() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return digits.data.astype(np.float32), digits.target, part
 
 
-def build(data: Path) -> Digits:
-    return Digits()
+def build(data: Path, kind: str = "rnn", hidden_size: int = 64) -> Digits:
+    return Digits(hidden_size, kind)
 
 
 def train(network: Digits, data: Path, trainer: Trainer) -> None:

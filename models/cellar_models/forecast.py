@@ -35,9 +35,9 @@ class Forecast(Network):
 
     name = "forecast"
 
-    def __init__(self, hidden_size: int = 64) -> None:
+    def __init__(self, hidden_size: int = 64, kind: str = "lstm") -> None:
         super().__init__()
-        self.lstm = Recurrent("lstm", len(COLUMNS) + 2, hidden_size)
+        self.lstm = Recurrent(kind, len(COLUMNS) + 2, hidden_size)
         self.head = nn.Linear(hidden_size, 1)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
@@ -94,8 +94,8 @@ class Forecast(Network):
         manifest.input.CopyFrom(StepSpec(dtype=FLOAT32, shape=[len(COLUMNS)], names=COLUMNS, units=UNITS))
         manifest.output.CopyFrom(StepSpec(dtype=FLOAT32, shape=[1], names=["next_pm2.5"], units=["ug/m3"]))
         manifest.position_unit = ROWS
-        manifest.architecture = f"LSTM, 1 layer of {self.lstm.hidden_size}"
-        manifest.parts.extend(self.lstm.parts("lstm"))
+        manifest.architecture = f"{self.lstm.kind.upper()}, 1 layer of {self.lstm.hidden_size}"
+        manifest.parts.extend(self.lstm.parts(self.lstm.kind))
         manifest.licence = "CC BY 4.0 (data, by its page at UCI); Apache-2.0 (weights)"
         manifest.data = "Beijing PM2.5, Liang et al., Proc. R. Soc. A 471:20150257 (2015)"
 
@@ -120,8 +120,8 @@ def load(data: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return x, truth, np.array([int(row["year"]) for row in rows])
 
 
-def build(data: Path) -> Forecast:
-    network = Forecast()
+def build(data: Path, kind: str = "lstm", hidden_size: int = 64) -> Forecast:
+    network = Forecast(hidden_size, kind)
     x, _, year = load(data)
     values = network.features(torch.from_numpy(x[year <= 2012])[None])[0]
     network.mean.copy_(values.mean(0))

@@ -34,12 +34,12 @@ class Sentiment(Network):
 
     name = "sentiment"
 
-    def __init__(self, words: list[str], embedding_size: int = 64, hidden_size: int = 64) -> None:
+    def __init__(self, words: list[str], embedding_size: int = 64, hidden_size: int = 64, kind: str = "gru") -> None:
         super().__init__()
         self.words = words
         self.embedding = nn.Embedding(len(words), embedding_size)
         nn.init.normal_(self.embedding.weight, std=0.1)
-        self.gru = Recurrent("gru", embedding_size, hidden_size)
+        self.gru = Recurrent(kind, embedding_size, hidden_size)
         self.head = nn.Linear(hidden_size, 2)
         self.dropout = nn.Dropout(0.5)
         self.state_size = self.gru.state_size
@@ -76,8 +76,8 @@ class Sentiment(Network):
         manifest.output.CopyFrom(StepSpec(dtype=FLOAT32, shape=[2], names=["negative", "positive"]))
         manifest.labels.extend(["negative", "positive"])
         manifest.position_unit = TEXT_BYTES
-        manifest.architecture = f"GRU, 1 layer of {self.gru.hidden_size}, {len(self.words)} words"
-        manifest.parts.extend(self.gru.parts("gru"))
+        manifest.architecture = f"{self.gru.kind.upper()}, 1 layer of {self.gru.hidden_size}, {len(self.words)} words"
+        manifest.parts.extend(self.gru.parts(self.gru.kind))
         manifest.licence = "CC BY 4.0 (data); Apache-2.0 (weights)"
         manifest.data = "Sentence polarity v1.0, Pang and Lee, ACL 2005"
 
@@ -91,11 +91,11 @@ def load(data: Path) -> list[tuple[list[str], int, int]]:
     return sentences
 
 
-def build(data: Path) -> Sentiment:
+def build(data: Path, kind: str = "gru", hidden_size: int = 64) -> Sentiment:
     """A network for the words that stand at least twice in the folds 2 to 9, the most frequent first."""
     counts = Counter(word for words, _, fold in load(data) if fold >= 2 for word in words)
     chosen = sorted((w for w, n in counts.items() if n >= 2), key=lambda w: (-counts[w], w))
-    network = Sentiment(["[UNK]", *chosen])
+    network = Sentiment(["[UNK]", *chosen], hidden_size=hidden_size, kind=kind)
     # the embedding's first number starts as the word's log-odds, as naive Bayes would have it
     odds = [
         Counter(w for words, y, fold in load(data) if fold >= 2 and y == label for w in set(words)) for label in (0, 1)

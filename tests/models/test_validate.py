@@ -45,9 +45,10 @@ def rewired(entry: Path, nodes: list[onnx.NodeProto]) -> None:
 def test_the_zoo_is_proved(name: str) -> None:
     found = validate(ZOO / name / "1")
     assert found.is_good, str(found)
-    assert {"rows and cuts", "state round trip", "NaN of a batch-mate", "TorchScript", "speed"} <= {
-        check for _, check, _ in found.lines
-    }
+    checks = {check for _, check, _ in found.lines}
+    assert {"rows and cuts", "state round trip", "NaN of a batch-mate", "TorchScript", "speed"} <= checks
+    for variant in read_manifest(ZOO / name / "1").variants:
+        assert {f"{variant.precision}: {check}" for check in ("from float32", "rows and cuts", "batch-mates")} <= checks
 
 
 def test_the_command_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

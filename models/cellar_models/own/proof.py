@@ -53,27 +53,35 @@ class Step:
     def check_signature(self, manifest: Manifest) -> None:
         """VerifyError unless names, dtypes, open axes and sizes are the manifest's."""
         graph = self.graph
-        places = {place.name: place for place in [*self.session.get_inputs(), *self.session.get_outputs()]}
         if len(self.session.get_inputs()) != 2:
             raise VerifyError(f"{graph.file} takes {len(self.session.get_inputs())} inputs; a step takes two")
-        wanted = [
+        for name, dtype, num_open, rest in (
             (graph.input, ONNX_TYPES[manifest.input.dtype], 2, list(manifest.input.shape)),
             (graph.state_input, "tensor(float)", 1, [manifest.state_size]),
             (graph.output, "tensor(float)", 2, list(manifest.output.shape)),
             (graph.state_output, "tensor(float)", 1, [manifest.state_size]),
-        ]
-        for name, dtype, num_open, rest in wanted:
-            if name not in places:
-                raise VerifyError(f"{graph.file} has no tensor {name!r}; it has {', '.join(sorted(places))}")
-            place = places[name]
-            if place.type != dtype:
-                raise VerifyError(f"{name!r} is {place.type}; the manifest says {dtype}")
-            for axis, size in enumerate(place.shape[:num_open]):
-                if isinstance(size, int):
-                    raise VerifyError(f"axis {axis} of {name!r} is fixed at {size}; it must be open")
-            for size, said in zip(place.shape[num_open:], rest, strict=False):
-                if isinstance(size, int) and size != said:
-                    raise VerifyError(f"{name!r} has shape {place.shape}; the manifest says {rest} a step")
+        ):
+            check_open(find_place(self.session, graph.file, name), dtype, num_open, rest)
+
+
+def find_place(session: onnxruntime.InferenceSession, file: str, name: str) -> onnxruntime.NodeArg:
+    """A graph's input or output; VerifyError where it has no tensor of that name."""
+    places = {place.name: place for place in [*session.get_inputs(), *session.get_outputs()]}
+    if name not in places:
+        raise VerifyError(f"{file} has no tensor {name!r}; it has {', '.join(sorted(places))}")
+    return places[name]
+
+
+def check_open(place: onnxruntime.NodeArg, dtype: str, num_open: int, rest: list[int]) -> None:
+    """VerifyError unless a tensor has this dtype, its first `num_open` axes are open and the others are `rest`."""
+    if place.type != dtype:
+        raise VerifyError(f"{place.name!r} is {place.type}; the manifest says {dtype}")
+    for axis, size in enumerate(place.shape[:num_open]):
+        if isinstance(size, int):
+            raise VerifyError(f"axis {axis} of {place.name!r} is fixed at {size}; it must be open")
+    for size, said in zip(place.shape[num_open:], rest, strict=False):
+        if isinstance(size, int) and size != said:
+            raise VerifyError(f"{place.name!r} has shape {place.shape}; the manifest says {rest} a step")
 
 
 def compare(
@@ -126,11 +134,12 @@ def compare(
 
 
 def check_containment(step: Step, x: np.ndarray, start: np.ndarray) -> None:
-    """VerifyError where a row's output changes when its batch-mate's input or state becomes NaN or infinite."""
+    """VerifyError where a row's output changes when its batch-mate's input or state becomes NaN, infinite or far too
+    large: a number that a scale taken over the batch would follow."""
     x, start = x[:7], start[:7]
     y, state = step.run(x, start)
     others = np.arange(7) != 3
-    for value in (np.nan, np.inf):
+    for value in (np.nan, np.inf, np.float32(1e30)):
         bad_start = start.copy()
         bad_start[3] = value
         bad_x = x.copy()

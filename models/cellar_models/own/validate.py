@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,16 +13,11 @@ from cellar_proto.v1.manifest_pb2 import SAMPLES, Manifest, Mode
 from cellar_proto.v1.tensor_pb2 import DataType
 from google.protobuf import json_format
 
-from cellar_models.own.proof import (
-    DTYPES,
-    STEPS,
-    Step,
-    check_containment,
-    check_round_trip,
-    compare,
-    measure_ms,
-)
-from cellar_models.verify import ROWS, VerifyError, open_session
+from cellar_models.own.drawn import conditions, inputs, start_rows
+from cellar_models.own.precisions import check_promise, check_variant
+from cellar_models.own.priming import Priming
+from cellar_models.own.proof import DTYPES, Step, check_containment, check_round_trip, compare, measure_ms
+from cellar_models.verify import VerifyError
 
 # Bytes of a session in the server beside its state row (measured over a million sessions, benchmarks/RESULTS.md).
 TABLE_BYTES = 150
@@ -75,45 +71,46 @@ def validate(folder: Path) -> Validation:
     if not check("graph", open_graph):
         return found
     step, rng = opened[0], np.random.default_rng(0)
-    x = _inputs(manifest, rng)
+    x = inputs(folder, manifest, rng)
+    tolerance = max(manifest.parity.tolerance, DEFAULT_TOLERANCE)
     starts: list[np.ndarray] = []
 
     def start() -> str:
-        starts.append(_start(folder, manifest, rng))
-        primed = ", primed by a random condition" if manifest.HasField("prime") else ""
-        return f"{manifest.start_file or 'zeros'}{primed}"
+        starts.append(start_rows(folder, manifest))
+        return f"{manifest.start_file or 'zeros'}"
 
     if not check("start", start):
         return found
-    tolerance = max(manifest.parity.tolerance, DEFAULT_TOLERANCE)
+
+    def prime() -> str:
+        condition = conditions(manifest, rng)
+        priming = Priming.open(folder, manifest)
+        text = priming.check(condition, starts[0], tolerance)
+        starts[0] = priming.run(condition, starts[0])
+        return text
+
+    if manifest.HasField("prime") and not check("prime", prime):
+        return found
 
     def cuts() -> str:
         report = compare(step, x, starts[0], tolerance, is_whole_only=manifest.is_whole_only)
-        parity = manifest.parity
-        needs = (report.min_rows > max(1, parity.min_rows), report.min_steps > max(1, parity.min_steps))
-        if (parity.is_bit_identical and not report.is_bit_identical) or (parity.min_rows and any(needs)):
-            raise VerifyError("the manifest promises the same bits, and they differ between numbers of rows or cuts")
-        same = "the same bits" if report.is_bit_identical else f"within {report.max_relative_error:.1e} of the largest"
-        how = "" if manifest.is_whole_only else ", whole and in cuts of 1 to 16 steps"
-        return f"{same} at {', '.join(map(str, ROWS))} rows{how}"
+        return check_promise(manifest.parity, report, is_whole_only=manifest.is_whole_only)
 
     check("rows and cuts", cuts)
     if manifest.is_whole_only:
         found.lines.append(("-", "state round trip", "whole sequences only: no state"))
     else:
-        check("state round trip", lambda: _done(check_round_trip(folder, step, x, starts[0]), "goes on to the bit"))
+        check("state round trip", lambda: check_round_trip(folder, step, x, starts[0]) or "goes on to the bit")
     check(
         "NaN of a batch-mate",
-        lambda: _done(check_containment(step, x, starts[0]), "changes no bit of the other rows"),
+        lambda: check_containment(step, x, starts[0]) or "changes no bit of the other rows",
     )
     check("TorchScript", lambda: _torchscript(folder, manifest, step, x, starts[0], tolerance))
     check("size", lambda: _size(folder, manifest))
     check("speed", lambda: _speed(step, x, starts[0]))
+    for variant in manifest.variants:
+        check_variant(check, folder, manifest, variant, step, x, starts[0])
     return found
-
-
-def _done(_: None, text: str) -> str:
-    return text
 
 
 def _read(folder: Path, manifest: Manifest) -> str:
@@ -139,6 +136,8 @@ def _hashes(folder: Path, manifest: Manifest) -> str:
         manifest.prime.graph.file,
         manifest.start_file,
         manifest.text.tokenizer_file,
+        manifest.prime.text.tokenizer_file,
+        *(variant.step_file for variant in manifest.variants),
         manifest.generation.vocabulary_file,
         manifest.torchscript_file,
         manifest.prime_torchscript_file,
@@ -168,13 +167,22 @@ def _parts(manifest: Manifest) -> str:
 
 def _codecs(folder: Path, manifest: Manifest) -> str:
     lines = []
-    if manifest.HasField("text"):
-        from tokenizers import Tokenizer
+    for what, codec, spec in (
+        ("text", manifest.text, manifest.input),
+        ("text of the condition", manifest.prime.text, manifest.prime.condition),
+    ):
+        if codec.tokenizer_file:
+            from tokenizers import Tokenizer
 
-        size = Tokenizer.from_file(str(folder / manifest.text.tokenizer_file)).get_vocab_size()
-        if manifest.input.vocabulary and size > manifest.input.vocabulary:
-            raise VerifyError(f"the tokenizer has {size} ids, the input {manifest.input.vocabulary}")
-        lines.append(f"text, {size} ids")
+            size = Tokenizer.from_file(str(folder / codec.tokenizer_file)).get_vocab_size()
+            if spec.vocabulary and size > spec.vocabulary:
+                raise VerifyError(f"the tokenizer has {size} ids, the graph takes {spec.vocabulary} ({what})")
+            lines.append(f"{what}, {size} ids")
+    if manifest.HasField("generation"):
+        lines.append(_generation(folder, manifest))
+    features = len(manifest.prime.dialogue_act.features)
+    if features and [features] != list(manifest.prime.condition.shape):
+        raise VerifyError(f"{features} features for a condition of {list(manifest.prime.condition.shape)}")
     if manifest.position_unit == SAMPLES:
         if manifest.input.dtype != DataType.INT16 or len(manifest.input.shape) != 1:
             raise VerifyError(f"positions in samples need int16 frames, not {list(manifest.input.shape)}")
@@ -190,39 +198,19 @@ def _codecs(folder: Path, manifest: Manifest) -> str:
     return ", ".join(lines) or "none"
 
 
-def _inputs(
-    manifest: Manifest, rng: np.random.Generator, spec: object = None, lead: tuple[int, ...] = ()
-) -> np.ndarray:
-    """Random inputs [256, 16, ...]: normal numbers, ids of the vocabulary, samples."""
-    chosen = manifest.input if spec is None else spec
-    dtype = DTYPES[chosen.dtype]  # type: ignore[attr-defined]
-    shape = (*(lead or (max(ROWS), STEPS)), *chosen.shape)  # type: ignore[attr-defined]
-    if dtype is np.float32:
-        return rng.standard_normal(shape).astype(np.float32)
-    if dtype is np.int64:
-        return rng.integers(0, chosen.vocabulary or 2, shape)  # type: ignore[attr-defined]
-    low, high = (0, 256) if dtype is np.uint8 else (-8192, 8192)
-    return rng.integers(low, high, shape).astype(dtype)
-
-
-def _start(folder: Path, manifest: Manifest, rng: np.random.Generator) -> np.ndarray:
-    """Start rows float32 [256, S]."""
-    row = np.zeros(manifest.state_size, np.float32)
-    if manifest.start_file:
-        row = np.fromfile(folder / manifest.start_file, "<f4")
-        if row.shape != (manifest.state_size,):
-            raise VerifyError(f"{manifest.start_file} holds {len(row)} numbers; the row has {manifest.state_size}")
-    rows = np.tile(row, (max(ROWS), 1))
-    if not manifest.HasField("prime"):
-        return rows
-    graph, spec = manifest.prime.graph, manifest.prime.condition
-    lead = (max(ROWS), 3) if manifest.prime.is_recurrent else (max(ROWS),)
-    condition = _inputs(manifest, rng, spec, lead)
-    session = open_session(folder / graph.file)
-    primed: np.ndarray = session.run([graph.state_output], {graph.input: condition, graph.state_input: rows})[0]
-    if primed.shape != rows.shape:
-        raise VerifyError(f"{graph.file} gives a state of {primed.shape}")
-    return primed
+def _generation(folder: Path, manifest: Manifest) -> str:
+    """What is emitted is fed back: both sides have the same ids."""
+    generation = manifest.generation
+    texts = json.loads((folder / generation.vocabulary_file).read_text("utf-8")) if generation.vocabulary_file else []
+    ids = manifest.output.shape[-1] if manifest.output.shape else 0
+    if manifest.input.vocabulary and ids > manifest.input.vocabulary:
+        raise VerifyError(f"it emits {ids} ids and takes {manifest.input.vocabulary}")
+    if texts and len(texts) < ids:
+        raise VerifyError(f"{generation.vocabulary_file} has {len(texts)} texts for {ids} ids")
+    for name in ("begin_id", "end_id"):
+        if not 0 <= getattr(generation, name) < max(ids, manifest.input.vocabulary):
+            raise VerifyError(f"generation.{name} {getattr(generation, name)} is no id of the {ids} emitted")
+    return f"generation, {ids} ids"
 
 
 def _torchscript(

@@ -1,0 +1,1 @@
+"""What is known about recurrent cells, shown by measurements: `cellar-models study` and `cellar-models compare`."""
