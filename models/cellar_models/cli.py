@@ -31,6 +31,9 @@ MODELS = {
     "tagger": "tagger",
     "tagger-whole": "tagger_whole",
     "translate": "translate",
+    "melody": "melody",
+    "caption": "caption",
+    "next-frame": "next_frame",
 }
 
 
