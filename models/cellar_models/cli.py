@@ -1,4 +1,5 @@
-"""`cellar-models train|evaluate|export|verify NAME` and `list` for the zoo; `import-onnx|validate|draw` for any."""
+"""`cellar-models train|evaluate|export|verify NAME` and `list` for the zoo; `import-onnx|validate|draw` for any;
+`render` and `picture` for what they make."""
 
 from __future__ import annotations
 
@@ -13,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from cellar_models import shown
 from cellar_models.data import DataChanged, DataMissing, data_folder
 from cellar_models.network import Network
 from cellar_models.own import commands
@@ -42,6 +44,8 @@ def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments and arguments[0] in commands.VERBS:
         return commands.main(arguments)
+    if arguments and arguments[0] in shown.VERBS:
+        return shown.main(arguments)
     if arguments == ["list"]:
         print("\n".join(MODELS))
         return 0
