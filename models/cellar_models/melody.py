@@ -122,6 +122,7 @@ class Melody(Network):
         manifest.input.CopyFrom(StepSpec(dtype=INT64, vocabulary=len(self.words)))
         manifest.output.CopyFrom(StepSpec(dtype=FLOAT32, shape=[len(self.words)]))
         manifest.prime.condition.CopyFrom(StepSpec(dtype=FLOAT32, shape=[len(GENRES)], names=GENRES))
+        manifest.prime.name.names.extend(GENRES)
         manifest.generation.CopyFrom(
             Generation(
                 begin_id=BEGIN, end_id=END, default_max_steps=600, max_steps=1000, vocabulary_file="vocabulary.json"
@@ -134,7 +135,7 @@ class Melody(Network):
         for name, size in (("heading", self.num_headings), ("ticks_in_bar", 1), ("bars_in_section", 1)):
             manifest.parts.append(StatePart(name=name, offset=at, shape=[size]))
             at += size
-        manifest.licence = "GPL-3.0-or-later (data and weights: see LICENSE.GPLv3 beside this file)"
+        manifest.licence = "GNU GPLv3 (data and weights): models/zoo/melody/LICENSE.GPLv3"
         manifest.data = "Nottingham Music Database, E. Foxley; ABC cleaned by Jukedeck"
 
 
