@@ -120,9 +120,9 @@ def build(data: Path) -> NextFrame:
 
 def train(network: NextFrame, data: Path, trainer: Trainer) -> None:
     """Cross entropy of each pixel of the next frame, on new clips of the training digits in every batch; the learning
-    rate falls as a cosine over 40 epochs of 50 batches of 32 clips."""
+    rate falls as a cosine over 20 epochs of 50 batches of 32 clips."""
     images, _, part = digits.load()
-    num_epochs, num_batches = trainer.max_epochs or 40, 50
+    num_epochs, num_batches = trainer.max_epochs or 20, 50
     rng = np.random.default_rng(torch.initial_seed())
     valid = torch.from_numpy(clips(64, CLIP, np.random.default_rng(1), images[part == 1]))
     done = 0
