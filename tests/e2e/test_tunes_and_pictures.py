@@ -16,10 +16,16 @@ from cellar_models import rendering, scenes, tunes
 from benchmarks.serving import ZOO
 
 
+def shipped(name: str) -> pytest.MarkDecorator:
+    """Skips where the zoo holds no artefact of that name yet."""
+    return pytest.mark.skipif(not (ZOO / name / "1" / "manifest.json").is_file(), reason=f"{name} is not in the zoo")
+
+
 def tune_of(client: cellar_client.Client, genre: str, seed: int) -> str:
     return "".join(token.text for token in client.generate("melody", genre, seed=seed, temperature=0.8))
 
 
+@shipped("melody")
 def test_a_genre_becomes_a_tune_that_can_be_played(client: cellar_client.Client) -> None:
     made = {genre: tune_of(client, genre, 5) for genre in ("reel", "jig", "hornpipe", "waltz")}
     assert tune_of(client, "jig", 5) == made["jig"]
@@ -35,11 +41,13 @@ def test_a_genre_becomes_a_tune_that_can_be_played(client: cellar_client.Client)
     assert all(rendering.to_midi(tune).length > 5 for tune in read)
 
 
+@shipped("melody")
 def test_a_genre_that_is_not_known_is_refused_by_name(client: cellar_client.Client) -> None:
     with pytest.raises(cellar_client.InvalidCondition, match="reel, jig, hornpipe, waltz"):
         tune_of(client, "tango", 1)
 
 
+@shipped("caption")
 def test_a_picture_becomes_a_sentence(client: cellar_client.Client) -> None:
     folder = ZOO / "caption" / "1" / "samples"
     with np.load(folder / "pictures.npz") as file:
@@ -56,6 +64,7 @@ def test_a_picture_becomes_a_sentence(client: cellar_client.Client) -> None:
         "".join(token.text for token in client.generate("caption", pictures[0, :25]))
 
 
+@shipped("next-frame")
 def test_frames_are_foreseen_and_fed_back(client: cellar_client.Client) -> None:
     with np.load(ZOO / "next-frame" / "1" / "samples" / "clips.npz") as file:
         clips = file["clips"].astype(np.float32) / 16
