@@ -1,5 +1,5 @@
 """`cellar-models train|evaluate|export|verify NAME` and `list` for the zoo; `import-onnx|validate|draw` for any;
-`study|compare` write docs."""
+`study|compare` write docs; `render` and `picture` for what they make."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from cellar_models import shown
 from cellar_models.data import DataChanged, DataMissing, data_folder
 from cellar_models.lessons import commands as lessons
 from cellar_models.network import Network
@@ -34,6 +35,12 @@ MODELS = {
     "tagger-whole": "tagger_whole",
     "translate": "translate",
 }
+# Networks that the commands make as they make those, and of which the zoo holds no artefact yet.
+UNSHIPPED = {
+    "melody": "melody",
+    "caption": "caption",
+    "next-frame": "next_frame",
+}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -43,12 +50,14 @@ def main(arguments: list[str] | None = None) -> int:
         return commands.main(arguments)
     if arguments and arguments[0] in lessons.VERBS:
         return lessons.main(arguments, MODELS, module_of)
+    if arguments and arguments[0] in shown.VERBS:
+        return shown.main(arguments)
     if arguments == ["list"]:
         print("\n".join(MODELS))
         return 0
     parser = argparse.ArgumentParser(prog="cellar-models", description=__doc__)
     parser.add_argument("verb", choices=["train", "evaluate", "export", "verify"])
-    parser.add_argument("name", choices=sorted(MODELS))
+    parser.add_argument("name", choices=sorted({**MODELS, **UNSHIPPED}))
     parser.add_argument("--data", type=Path, default=data_folder(), help="folder of the data sets (CELLAR_DATA)")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="where trained weights are kept")
     parser.add_argument("--zoo", type=Path, default=Path("models/zoo"), help="where artefacts are written")
@@ -72,7 +81,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def module_of(name: str) -> ModuleType:
     """A zoo model's module: build, train, evaluate, write_samples."""
-    return importlib.import_module(f"cellar_models.{MODELS[name]}")
+    return importlib.import_module("cellar_models." + {**MODELS, **UNSHIPPED}[name])
 
 
 def _train(model: ModuleType, options: argparse.Namespace) -> int:

@@ -80,7 +80,11 @@ def _write(
         warnings.filterwarnings("ignore", message=".*torch.jit.*", category=DeprecationWarning)
         # PyTorch's layers compare sizes that are constants of the network; batch and time are tried by `verify`
         warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)
-        torch.jit.trace(module, example, check_trace=False).save(str(folder / f"{name}.pt"))
+        script = torch.jit.trace(module, example, check_trace=False)
+        if isinstance(module, _Prime):
+            # of the network's weights, those that priming uses; the step's file has all of them
+            script = torch.jit.freeze(script)
+        script.save(str(folder / f"{name}.pt"))
         exported = copy.deepcopy(module)
         for part in exported.modules():
             if hasattr(part, "prepare_export"):

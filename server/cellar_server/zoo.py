@@ -16,6 +16,7 @@ from cellar_proto.v1.tensor_pb2 import DataType
 from google.protobuf import json_format
 
 from cellar_server.codecs.dialogue_act import DialogueActCodec
+from cellar_server.codecs.name import NameCodec
 from cellar_server.codecs.pcm import PcmCodec
 from cellar_server.codecs.text import TextCodec
 from cellar_server.codecs.vocabulary import Vocabulary
@@ -51,7 +52,7 @@ class Model:
     manifest: Manifest
     runtime: Runtime
     text: TextCodec | None = None
-    condition: DialogueActCodec | None = None
+    condition: DialogueActCodec | NameCodec | None = None
     vocabulary: Vocabulary | None = None
     pcm: PcmCodec | None = None
     source: TextCodec | None = None  # of a condition that is a sequence
@@ -235,7 +236,7 @@ def _try_out(manifest: Manifest, runtime: Runtime) -> None:
 
 def _codecs(
     manifest: Manifest, folder: Path
-) -> tuple[TextCodec | None, DialogueActCodec | None, Vocabulary | None, PcmCodec | None, TextCodec | None]:
+) -> tuple[TextCodec | None, DialogueActCodec | NameCodec | None, Vocabulary | None, PcmCodec | None, TextCodec | None]:
     text = condition = vocabulary = pcm = source = None
     if manifest.position_unit == PositionUnit.SAMPLES:
         shape = list(manifest.input.shape)
@@ -264,6 +265,10 @@ def _codecs(
         condition = DialogueActCodec(manifest.prime.dialogue_act)
         if list(manifest.prime.condition.shape) != [len(manifest.prime.dialogue_act.features)]:
             raise ValueError("the condition's size is not the number of the codec's features")
+    if manifest.prime.WhichOneof("codec") == "name":
+        condition = NameCodec(manifest.prime.name)
+        if list(manifest.prime.condition.shape) != [len(manifest.prime.name.names)]:
+            raise ValueError("the condition's size is not the number of the codec's names")
     if manifest.generation.vocabulary_file:
         vocabulary = Vocabulary(folder / manifest.generation.vocabulary_file, manifest.generation.separator)
         if [len(vocabulary.words)] != list(manifest.output.shape):

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from cellar_proto.v1 import manifest_pb2
 from cellar_server.codecs.dialogue_act import DialogueActCodec
+from cellar_server.codecs.name import NameCodec
 from cellar_server.codecs.pcm import PcmCodec
 from cellar_server.codecs.text import TextCodec
 from cellar_server.codecs.vocabulary import Vocabulary
@@ -201,3 +202,25 @@ def test_frames_do_not_depend_on_the_cut(frame_samples: int, data: bytes, cuts: 
         found.append(frames)
     found.append(codec.take(tail, b"", True)[0])
     assert np.array_equal(np.concatenate(found), whole)
+
+
+def test_a_name_is_a_one_at_its_place() -> None:
+    codec = NameCodec(manifest_pb2.NameCodec(names=["reel", "jig", "grüße"]))
+    assert codec.read(b"jig")[0].tolist() == [0, 1, 0]
+    vector, values = codec.read(" grüße\n".encode())
+    assert (vector.tolist(), vector.dtype, values) == ([0, 0, 1], np.float32, {})
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"), [(b"tango", "INVALID_CONDITION"), (b"JIG", "INVALID_CONDITION"), (b"\xff", "INVALID_TEXT")]
+)
+def test_a_name_that_the_model_lacks_is_refused(text: bytes, reason: str) -> None:
+    codec = NameCodec(manifest_pb2.NameCodec(names=["reel", "jig"]))
+    with pytest.raises(CellarError) as caught:
+        codec.read(text)
+    assert reason_of(caught.value) == reason
+
+
+def test_names_that_stand_twice_are_refused() -> None:
+    with pytest.raises(ValueError, match="twice"):
+        NameCodec(manifest_pb2.NameCodec(names=["reel", "reel"]))
