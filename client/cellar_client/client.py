@@ -217,8 +217,8 @@ class Client:
         next_id: int | None = None,
         timeout: float | None = None,
     ) -> Generation:
-        """Emissions as they are made. condition: a text (a sentence, a prompt, a dialogue act, a name), or the numbers of a
-        model without codec, an array of its dtype and shape.
+        """Emissions as they are made. condition: a text (a sentence, a prompt, a dialogue act, a name), or the numbers
+        of a model without codec, an array of its dtype and shape.
 
         temperature 0 is greedy; the same seed gives the same emissions. A call that breaks is made again, and goes on
         where it was. With a session_id the server keeps the generation, and a later call goes on with it from
