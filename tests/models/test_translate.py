@@ -164,3 +164,16 @@ def test_multi30k_is_read_in_lower_case() -> None:
     counts = [len(multi30k.load(DATA, split)) for split in ("train", "val", "test_2016_flickr")]
     assert counts == [29_000, 1_014, 1_000]
     assert multi30k.load(DATA, "test_2016_flickr")[0][0] == "ein mann mit einem orangefarbenen hut, der etwas anstarrt."
+
+
+def test_the_command_for_multi30k_tells_its_learning_curve(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    threads = torch.get_num_threads()
+    monkeypatch.setattr(multi30k, "load", lambda data, split: [(t, s) for s, t in PAIRS])
+    assert multi30k.main(["--epochs", "2", "--runs", str(tmp_path)]) == 0
+    torch.set_num_threads(threads)
+    out = capsys.readouterr().out
+    assert [line[:4] for line in out.splitlines() if line[:3] in ("| 1", "| 2")] == ["| 1 ", "| 2 "]
+    assert "4 beams: BLEU" in out
+    assert (tmp_path / "multi30k.pt").is_file()
