@@ -152,12 +152,11 @@ def load(data: Path, split: str) -> list[Sentence]:
 
 
 def build(data: Path, is_whole_only: bool = False) -> Tagger:
-    """A network for the lower-cased words that stand at least twice in train (of the whole-sequence one, which loses
-    little by it, three times), the most frequent first."""
+    """A network for the lower-cased words that stand at least twice in train, the most frequent first."""
     counts = Counter(form.lower() for sentence in load(data, "train") for form, _ in sentence)
-    least, embedding_size = (3, 64) if is_whole_only else (2, 96)
-    chosen = sorted((w for w, n in counts.items() if n >= least), key=lambda w: (-counts[w], w))
-    return Tagger(["[UNK]", *chosen], is_whole_only, embedding_size)
+    chosen = sorted((w for w, n in counts.items() if n >= 2), key=lambda w: (-counts[w], w))
+    # the one that sees both sides of a word loses little by smaller embeddings
+    return Tagger(["[UNK]", *chosen], is_whole_only, 64 if is_whole_only else 96)
 
 
 def _encode(network: Tagger, sentences: list[Sentence]) -> list[tuple[np.ndarray, np.ndarray]]:
