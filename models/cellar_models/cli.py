@@ -126,7 +126,12 @@ def _load(model: ModuleType, options: argparse.Namespace) -> tuple[Network, dict
     else:
         raise FileNotFoundError(f"{path} is missing: first `cellar-models train {options.name}`")
     network = model.build(options.data)
-    network.load_state_dict(saved["weights"])
+    try:
+        network.load_state_dict(saved["weights"])
+    except RuntimeError:
+        raise VerifyError(
+            f"the weights of {options.name} are of another network: first `cellar-models train {options.name}`"
+        ) from None
     network.eval()
     return network, saved
 
