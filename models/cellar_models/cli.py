@@ -1,5 +1,5 @@
 """`cellar-models train|evaluate|export|verify NAME` and `list` for the zoo; `import-onnx|validate|draw` for any;
-`study|compare` write docs; `render` and `picture` for what they make."""
+`study|compare` write docs; `render` and `picture` for what they make; `plot NAME` writes docs/NAME.svg."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def main(arguments: list[str] | None = None) -> int:
         print("\n".join(MODELS))
         return 0
     parser = argparse.ArgumentParser(prog="cellar-models", description=__doc__)
-    parser.add_argument("verb", choices=["train", "evaluate", "export", "verify"])
+    parser.add_argument("verb", choices=["train", "evaluate", "export", "verify", "plot"])
     parser.add_argument("name", choices=sorted({**MODELS, **UNSHIPPED}))
     parser.add_argument("--data", type=Path, default=data_folder(), help="folder of the data sets (CELLAR_DATA)")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="where trained weights are kept")
@@ -124,7 +124,12 @@ def _load(model: ModuleType, options: argparse.Namespace) -> tuple[Network, dict
     else:
         raise FileNotFoundError(f"{path} is missing: first `cellar-models train {options.name}`")
     network = model.build(options.data)
-    network.load_state_dict(saved["weights"])
+    try:
+        network.load_state_dict(saved["weights"])
+    except RuntimeError:
+        raise VerifyError(
+            f"the weights of {options.name} are of another network: first `cellar-models train {options.name}`"
+        ) from None
     network.eval()
     return network, saved
 
@@ -193,6 +198,16 @@ def _verify(model: ModuleType, options: argparse.Namespace) -> int:
     return 0
 
 
+def _plot(model: ModuleType, options: argparse.Namespace) -> int:
+    if not hasattr(model, "plot"):
+        raise FileNotFoundError(f"{options.name} has no plot")
+    network, _ = _load(model, options)
+    path = Path("docs") / f"{options.name}.svg"
+    path.write_text(model.plot(network, options.data))
+    print(f"wrote {path}")
+    return 0
+
+
 def _findings(report: Report) -> str:
     lines = [f"{form:24} {difference:.1e}" for form, difference in report.differences.items()]
     bits = (
@@ -247,7 +262,7 @@ Reproduce (seed {int(saved["seed"])}; {saved["seconds"]:.0f} s {clock} on one th
 {saved.get("how", "")}"""
 
 
-_VERBS = {"train": _train, "evaluate": _evaluate, "export": _export, "verify": _verify}
+_VERBS = {"train": _train, "evaluate": _evaluate, "export": _export, "verify": _verify, "plot": _plot}
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -16,6 +16,7 @@ from torch.nn.functional import smooth_l1_loss
 from cellar_models import oracle
 from cellar_models.data import read
 from cellar_models.network import Network
+from cellar_models.plot import Panel, draw
 from cellar_models.recurrent import Recurrent
 from cellar_models.training import Result, Trainer
 
@@ -167,25 +168,62 @@ def train(network: Forecast, data: Path, trainer: Trainer) -> None:
 
 
 def evaluate(network: Forecast, data: Path) -> Result:
-    """RMSE over the hours of 2014 whose PM2.5 is known, one stream from 2014's first hour, beside the last value."""
+    """RMSE over the hours of 2014 whose PM2.5 is known, one stream from 2014's first hour, beside naive forecasts."""
     x, truth, year = load(data)
     test = np.flatnonzero(year == 2014)
     target = np.append(truth[1:], np.nan)[test]
     known = ~np.isnan(target)
-    with torch.no_grad():
-        y, _ = network(torch.from_numpy(x[test])[None], torch.zeros(1, network.state_size))
+    guess = _forecast(network, x[test])
 
     def rmse(guess: np.ndarray) -> float:
         return float(np.sqrt(np.mean((guess[known] - target[known]) ** 2)))
 
-    ours, naive = rmse(y[0, :, 0].numpy()), rmse(x[test, 0])
+    ours = rmse(guess)
+    naive = {
+        "last value": rmse(x[test, 0]),
+        "last value and half of the last change": rmse(x[test, 0] + 0.5 * (x[test, 0] - x[test - 1, 0])),
+        "value of the same hour a day before": rmse(x[test - 23, 0]),
+    }
+    best = min(naive.values())
     return Result(
         metrics={"test RMSE": ours},
-        baselines={"last value": naive},
+        baselines=naive,
         unit="ug/m3, lower is better",
-        is_better=ours < naive,
-        notes="2010 to 2012 train, 2013 validation, 2014 test; hours with unknown PM2.5 are no targets.",
-        more={"hours": float(known.sum())},
+        is_better=ours < best,
+        notes=(
+            "2010 to 2012 train, 2013 validation, 2014 test; hours with unknown PM2.5 are no targets.\n"
+            f"The margin over the best naive forecast is {100 * (1 - ours / best):.1f} % of its RMSE. Two weeks of it: "
+            "docs/forecast.svg (`cellar-models plot forecast`).\n" + NOTES
+        ),
+        more={"margin over the best naive forecast, %": 100 * (1 - ours / best), "hours": float(known.sum())},
+    )
+
+
+NOTES = ""
+
+
+def _forecast(network: Forecast, x: np.ndarray) -> np.ndarray:
+    """The next hour's PM2.5 after each hour of x [hours, 14], from the zero state."""
+    with torch.no_grad():
+        y, _ = network(torch.from_numpy(x)[None], torch.zeros(1, network.state_size))
+    return y[0, :, 0].numpy()
+
+
+def plot(network: Forecast, data: Path) -> str:
+    """An SVG: PM2.5 in two weeks of 2014 as it was and as it was forecast an hour before; and what the forecasts of the
+    whole year missed, summed up, beside what the last value missed."""
+    x, truth, year = load(data)
+    x, truth = x[year == 2014], truth[year == 2014]
+    guess = _forecast(network, x)
+    weeks = slice(24 * 44, 24 * 58)  # 14 to 27 February
+    misses = {"last value": x[:-1, 0] - truth[1:], "forecast": guess[:-1] - truth[1:]}
+    summed = {name: np.nancumsum(np.square(each, dtype=np.float64))[::24] for name, each in misses.items()}
+    return draw(
+        [
+            Panel("PM2.5, ug/m3", {"measured": truth[weeks], "forecast": guess[weeks.start - 1 : weeks.stop - 1]}),
+            Panel("squared misses of 2014", {name: each / 1e6 for name, each in summed.items()}),
+        ],
+        "PM2.5 in Beijing, forecast one hour before: 14 to 27 February; sum of all misses of the year, 10^6 (ug/m3)^2",
     )
 
 
