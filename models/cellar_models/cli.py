@@ -87,23 +87,17 @@ def module_of(name: str) -> ModuleType:
 def _train(model: ModuleType, options: argparse.Namespace) -> int:
     network = model.build(options.data)
     options.runs.mkdir(parents=True, exist_ok=True)
-    begun = time.perf_counter()
+    begun = time.process_time()
 
     def keep(network: nn.Module) -> None:
-        seconds = time.perf_counter() - begun
-        torch.save({"weights": network.state_dict(), "seconds": seconds, "seed": options.seed}, _weights(options))
+        seconds = time.process_time() - begun
+        saved = {"weights": network.state_dict(), "seconds": seconds, "seed": options.seed, "clock": "of CPU"}
+        torch.save(saved, _weights(options))
 
     trainer = Trainer(network, max_epochs=options.epochs, keep=keep)
     model.train(network, options.data, trainer)
-    seconds = time.perf_counter() - begun
     keep(network)
-    print(f"trained in {seconds:.0f} s on one thread: {_weights(options)}")
-    trainer = Trainer(network, max_epochs=options.epochs)
-    begun = time.process_time()
-    seconds = time.process_time() - begun
-    saved = {"weights": network.state_dict(), "seconds": seconds, "seed": options.seed, "clock": "of CPU"}
-    torch.save(saved, _weights(options))
-    print(f"trained in {seconds:.0f} s of CPU on one thread: {_weights(options)}")
+    print(f"trained in {time.process_time() - begun:.0f} s of CPU on one thread: {_weights(options)}")
     print(_table(model.evaluate(network, options.data)))
     return 0
 
