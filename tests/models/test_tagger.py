@@ -15,7 +15,7 @@ from cellar_models import tagger  # noqa: E402
 from cellar_models.export import export  # noqa: E402
 from cellar_proto.v1.reason_pb2 import Reason  # noqa: E402
 from cellar_server.codecs.text import TextCodec  # noqa: E402
-from hypothesis import given  # noqa: E402
+from hypothesis import given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 
 ZOO = Path(__file__).parents[2] / "models" / "zoo"
@@ -34,17 +34,21 @@ def test_an_untrained_network_exports_and_verifies(is_whole_only: bool, tmp_path
     assert folder.parent.name == ("tagger-whole" if is_whole_only else "tagger")
 
 
+@pytest.fixture(scope="module")
+def speller() -> TextCodec:
+    file = ZOO / "tagger" / "1" / "tokenizer.json"
+    return TextCodec(file, head_bytes=tagger.HEAD_BYTES, tail_bytes=tagger.TAIL_BYTES)
+
+
+@settings(deadline=None)
 @given(
     st.text(alphabet=st.characters(exclude_categories=["Cs"]), min_size=1, max_size=30).filter(
         lambda w: len(w.split()) == 1
     )
 )
-def test_the_server_spells_as_the_training_did(word: str) -> None:
-    codec = TextCodec(
-        ZOO / "tagger" / "1" / "tokenizer.json", head_bytes=tagger.HEAD_BYTES, tail_bytes=tagger.TAIL_BYTES
-    )
+def test_the_server_spells_as_the_training_did(speller: TextCodec, word: str) -> None:
     word = word.split()[0]
-    ids, rest = codec.take(b"", word.encode(), True)
+    ids, rest = speller.take(b"", word.encode(), True)
     assert rest == b""
     assert ids[:, 1:].tolist() == [tagger.spell(word)]
 
