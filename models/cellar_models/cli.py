@@ -71,6 +71,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--epochs", type=int, default=None, help="at most so many")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
+    # numbers next to zero, as gradients far back in time are, cost many times as much as others
+    torch.set_flush_denormal(True)
     torch.manual_seed(options.seed)
     try:
         return _VERBS[options.verb](module_of(options.name), options)

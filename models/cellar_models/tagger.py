@@ -62,7 +62,7 @@ class Tagger(Network):
         if is_whole_only:
             self.backward_lstm = Recurrent("lstm", embedding_size + spelling_size, hidden_size)
             self.state_size += self.backward_lstm.state_size
-        self.dropout = nn.Dropout(0.45)
+        self.dropout = nn.Dropout(0.45 if is_whole_only else 0.4)
         self.head = nn.Linear(hidden_size * (2 if is_whole_only else 1), len(TAGS))
 
     def logits(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
