@@ -34,12 +34,12 @@ MODELS = {
     "tagger": "tagger",
     "tagger-whole": "tagger_whole",
     "translate": "translate",
+    "next-frame": "next_frame",
 }
 # Networks that the commands make as they make those, and of which the zoo holds no artefact yet.
 UNSHIPPED = {
     "melody": "melody",
     "caption": "caption",
-    "next-frame": "next_frame",
 }
 
 
