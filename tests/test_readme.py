@@ -18,6 +18,13 @@ def test_there_is_code():
     assert BLOCKS
 
 
+# what each block prints
+SAID = (
+    r"(positive|negative)\nafter 24 hours, the next one: \d+ ug/m3",
+    r"peur \?\n.*\?\n[\s\S]+\n\['DET', 'NOUN', 'VERB'\]\nseven\n",
+)
+
+
 @pytest.mark.parametrize("block", BLOCKS)
 def test_code_runs_against_a_real_server(block):
     with served() as server:
