@@ -25,7 +25,7 @@ SAID = (
 )
 
 
-@pytest.mark.parametrize(("block", "said"), zip(BLOCKS, SAID, strict=True), ids=["first", "zoo"])
+@pytest.mark.parametrize(("block", "said"), list(zip(BLOCKS, SAID, strict=True)), ids=["first", "zoo"])
 def test_code_runs_against_a_real_server(block, said):
     with served() as server:
         code = block.replace("127.0.0.1:50051", server.address)
