@@ -34,12 +34,9 @@ MODELS = {
     "tagger": "tagger",
     "tagger-whole": "tagger_whole",
     "translate": "translate",
-    "next-frame": "next_frame",
-}
-# Networks that the commands make as they make those, and of which the zoo holds no artefact yet.
-UNSHIPPED = {
     "melody": "melody",
     "caption": "caption",
+    "next-frame": "next_frame",
 }
 
 
@@ -57,7 +54,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     parser = argparse.ArgumentParser(prog="cellar-models", description=__doc__)
     parser.add_argument("verb", choices=["train", "evaluate", "export", "verify", "plot"])
-    parser.add_argument("name", choices=sorted({**MODELS, **UNSHIPPED}))
+    parser.add_argument("name", choices=sorted(MODELS))
     parser.add_argument("--data", type=Path, default=data_folder(), help="folder of the data sets (CELLAR_DATA)")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="where trained weights are kept")
     parser.add_argument("--zoo", type=Path, default=Path("models/zoo"), help="where artefacts are written")
@@ -83,7 +80,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def module_of(name: str) -> ModuleType:
     """A zoo model's module: build, train, evaluate, write_samples."""
-    return importlib.import_module("cellar_models." + {**MODELS, **UNSHIPPED}[name])
+    return importlib.import_module(f"cellar_models.{MODELS[name]}")
 
 
 def _train(model: ModuleType, options: argparse.Namespace) -> int:
