@@ -1,10 +1,12 @@
 """`cellar-models train|evaluate|export|verify NAME` and `list` for the zoo; `import-onnx|validate|draw` for any;
-`study|compare` write docs; `render` and `picture` for what they make; `plot NAME` writes docs/NAME.svg."""
+`study|compare` write docs; `render` and `picture` for what they make; `folds NAME` trains anew for each fold of
+the data and gives mean and spread; `plot NAME` writes docs/NAME.svg."""
 
 from __future__ import annotations
 
 import argparse
 import importlib
+import statistics
 import sys
 import time
 from pathlib import Path
@@ -26,6 +28,7 @@ from cellar_models.verify import Report, VerifyError, verify
 MODELS = {
     "digits": "digits",
     "sentiment": "sentiment",
+    "sentiment-ru": "sentiment_ru",
     "describe": "describe",
     "forecast": "forecast",
     "chars-en": "chars_en",
@@ -53,7 +56,7 @@ def main(arguments: list[str] | None = None) -> int:
         print("\n".join(MODELS))
         return 0
     parser = argparse.ArgumentParser(prog="cellar-models", description=__doc__)
-    parser.add_argument("verb", choices=["train", "evaluate", "export", "verify", "plot"])
+    parser.add_argument("verb", choices=["train", "evaluate", "export", "verify", "folds", "plot"])
     parser.add_argument("name", choices=sorted(MODELS))
     parser.add_argument("--data", type=Path, default=data_folder(), help="folder of the data sets (CELLAR_DATA)")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="where trained weights are kept")
@@ -191,6 +194,20 @@ def _verify(model: ModuleType, options: argparse.Namespace) -> int:
     return 0
 
 
+def _folds(model: ModuleType, options: argparse.Namespace) -> int:
+    if not hasattr(model, "folds"):
+        raise FileNotFoundError(f"{options.name} has no folds")
+    found = []
+    for each in model.folds(options.data, options.seed, options.epochs):
+        print(f"{len(found)}: " + ", ".join(f"{name} {value:.4f}" for name, value in each.items()), flush=True)
+        found.append(each)
+    for name in found[0]:
+        values = [each[name] for each in found]
+        mean, spread = statistics.mean(values), statistics.stdev(values)
+        print(f"{name:40} {mean:.4f} +- {spread:.4f}  " + " ".join(f"{value:.4f}" for value in values))
+    return 0
+
+
 def _plot(model: ModuleType, options: argparse.Namespace) -> int:
     if not hasattr(model, "plot"):
         raise FileNotFoundError(f"{options.name} has no plot")
@@ -255,7 +272,7 @@ Reproduce (seed {int(saved["seed"])}; {saved["seconds"]:.0f} s {clock} on one th
 {saved.get("how", "")}"""
 
 
-_VERBS = {"train": _train, "evaluate": _evaluate, "export": _export, "verify": _verify, "plot": _plot}
+_VERBS = {"train": _train, "evaluate": _evaluate, "export": _export, "verify": _verify, "folds": _folds, "plot": _plot}
 
 if __name__ == "__main__":
     sys.exit(main())
