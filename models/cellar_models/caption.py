@@ -218,7 +218,7 @@ def train(network: Caption, data: Path, trainer: Trainer) -> None:
     }
     usable = [i for i in range(len(examples)) if weights[i].any()]
     pictures = torch.from_numpy(np.stack([each.picture for each in examples]))
-    size, num_epochs, done = 48, trainer.max_epochs or 10, 0
+    size, num_epochs, done = 48, trainer.max_epochs or 30, 0
     num_steps = num_epochs * math.ceil(len(usable) / size)
     valid_true = true_sentences([each.scene for each in parts["valid"]], sentences)
     valid = [

@@ -182,7 +182,7 @@ def condition_of(genre: str) -> np.ndarray:
 
 def train(network: Melody, data: Path, trainer: Trainer) -> None:
     """Cross entropy of the next token; each tune once an epoch, in its own key or another at equal chances; the
-    learning rate rises and falls once (Smith and Topin, 2019) over 20 epochs; large products in bfloat16."""
+    learning rate rises and falls once (Smith and Topin, 2019) over 50 epochs; large products in bfloat16."""
     parts = split(load(data)[0])
     place = {word: i for i, word in enumerate(network.words)}
 
@@ -195,7 +195,7 @@ def train(network: Melody, data: Path, trainer: Trainer) -> None:
 
     learn = [rows for each in parts["train"] if (rows := rows_of(in_all_keys(each)))]
     valid = rows_of(parts["valid"])
-    size, num_epochs = 16, trainer.max_epochs or 20
+    size, num_epochs = 16, trainer.max_epochs or 50
     num_steps, highest, done = num_epochs * math.ceil(len(learn) / size), 4e-3, 0
 
     def loss_of(rows: list[tuple[int, list[int]]]) -> tuple[Tensor, int]:

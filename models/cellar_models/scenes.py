@@ -42,7 +42,7 @@ Scene = tuple[Box, ...]
 Truth = Callable[[Scene], bool]
 _OfBox = Callable[[Box], bool]
 _OfNumber = Callable[[int], bool]
-_COLORS = {"#0099ff": "blue", "yellow": "yellow", "black": "black"}
+_COLORS = {"#0099ff": "blue", "blue": "blue", "yellow": "yellow", "black": "black"}
 _NUMBERS = dict(zip(["one", "two", "three", "four", "five", "six", "seven", "eight"], "12345678", strict=True))
 _REPAIRS = [
     (r"^(ll|t least|tleast|nly|ne|ach|here)\b", {"ll": "all", "t least": "at least", "tleast": "at least"}),

@@ -8,6 +8,7 @@ import json
 import cellar_client
 import numpy as np
 import pytest
+from cellar_client import errors
 
 pytest.importorskip("torch", reason="the models extra is not installed")
 
@@ -43,7 +44,7 @@ def test_a_genre_becomes_a_tune_that_can_be_played(client: cellar_client.Client)
 
 @shipped("melody")
 def test_a_genre_that_is_not_known_is_refused_by_name(client: cellar_client.Client) -> None:
-    with pytest.raises(cellar_client.InvalidCondition, match="reel, jig, hornpipe, waltz"):
+    with pytest.raises(errors.InvalidCondition, match="reel, jig, hornpipe, waltz"):
         tune_of(client, "tango", 1)
 
 

@@ -37,7 +37,8 @@ def test_clips_follow_from_their_seed_and_keep_the_digits_whole() -> None:
     made = clips(5, 40, np.random.default_rng(3), images[:1])
     assert np.array_equal(made, clips(5, 40, np.random.default_rng(3), images[:1]))
     assert made.shape == (5, 40, 20, 20)
-    assert (made.min(), made.max()) == (0.0, 1.0)
+    assert made.min() == 0.0
+    assert made.max() == images[0].max() / 16
     ink = made.sum((2, 3))
     # no pixel of the two digits leaves the frame; where they lie on one another there is less to be seen
     assert ink.max() <= 2 * images[0].sum() / 16 + 1e-3
@@ -84,5 +85,5 @@ def test_training_lowers_the_loss() -> None:
         return float(((y - x[:, 1:]) ** 2).mean())
 
     before = error()
-    next_frame.train(network, Path(), Trainer(network, is_quiet=True, max_epochs=2))
+    next_frame.train(network, Path(), Trainer(network, is_quiet=True, max_epochs=1))
     assert error() < before

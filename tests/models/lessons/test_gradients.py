@@ -97,7 +97,7 @@ def test_starts_are_as_said() -> None:
     assert bias[6:12].min() >= 0
     assert bias[6:12].max() <= np.log(200)
     sizes = [Learner(cell, 2, 1, 50).num_parameters for cell in (cells.RNN, cells.LSTM, cells.GRU)]
-    assert max(sizes) < 1.03 * min(sizes)
+    assert max(sizes) < 1.05 * min(sizes)
 
 
 def trained(updates: int, max_norm: float = 1.0) -> tuple[Learner, Training]:
