@@ -133,6 +133,7 @@ def test_a_large_embedding_is_kept_in_eight_bits(monkeypatch: pytest.MonkeyPatch
     torch.manual_seed(0)
     words = ["[UNK]", *(f"w{i}" for i in range(99))]
     network = sentiment.Sentiment(words, 8, 6)
+    torch.nn.init.normal_(network.head.weight)  # before training it is nothing, and no table matters
     folder = export(network, tmp_path)
     monkeypatch.setattr(quantize_module, "TABLE_SIZE", 800)
     add_int8(network, folder)
