@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -157,8 +158,11 @@ def test_a_graph_without_recurrent_layers_is_refused() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(MODELS))
-def test_every_committed_artefact_has_int8_and_its_card_says_how_good(name: str) -> None:
+def test_every_committed_artefact_has_int8_and_its_card_says_how_good_or_why_not(name: str) -> None:
     folder = ZOO / name / "1"
     manifest = json_format.Parse((folder / "manifest.json").read_text(), Manifest())
+    if not manifest.variants:
+        assert re.search(r"^No int8: .*differs from float32 by 0\.\d+", (folder / "CARD.md").read_text(), re.MULTILINE)
+        return
     assert [(each.precision, each.parity.is_bit_identical) for each in manifest.variants] == [("int8", True)]
     assert "float32 | int8 |" in (folder / "CARD.md").read_text()
