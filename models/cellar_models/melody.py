@@ -385,7 +385,8 @@ def evaluate(network: Melody, data: Path, num_tunes: int = 400, temperature: flo
             "without their bass. Right bars: each is as long as the metre says, but for a section's pick-up and the "
             "bar that it completes; endings alternate; the last bar is closed. The classifier is naive Bayes on runs "
             "of one to four notes and bar lines, without chords and fields. At temperature "
-            "0.7 0.968 of 400 are read, 0.765 have right bars besides, and 0.793 are recognised.\nNo int8: after 16 steps it differs from "
+            "0.7 0.968 of 400 are read, 0.765 have right bars besides, and 0.793 are recognised.\n"
+            "No int8: after 16 steps it differs from "
             "float32 by 0.33 of the largest output; 0.25 is the most that is allowed."
         ),
         more={
