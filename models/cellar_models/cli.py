@@ -79,6 +79,8 @@ def main(arguments: list[str] | None = None) -> int:
     except (DataMissing, DataChanged, VerifyError, FileNotFoundError) as error:
         print(f"cellar-models: {error}", file=sys.stderr)
         return 1
+    finally:
+        torch.set_flush_denormal(False)
 
 
 def module_of(name: str) -> ModuleType:

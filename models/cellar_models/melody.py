@@ -78,8 +78,8 @@ class Melody(Network):
         bars = _counted(embedding(x, self.bars), embedding(x, self.is_section), state[:, None, n + k + 1 :])
         place = [
             self.embedding(x),
-            self.tick_embedding((ticks[..., 0] + tunes.TICKS_PER_EIGHTH).clamp(0, MAX_TICKS).long()),
-            self.bar_embedding(bars[..., 0].clamp(0, MAX_BARS).long()),
+            self.tick_embedding(_place(ticks[..., 0] + tunes.TICKS_PER_EIGHTH, MAX_TICKS)),
+            self.bar_embedding(_place(bars[..., 0], MAX_BARS)),
         ]
         y, recurrent = self.lstm(torch.cat([self.dropout(torch.cat(place, dim=-1)), heading], dim=-1), state[:, :n])
         y = self.head(self.dropout(y))
@@ -137,6 +137,11 @@ class Melody(Network):
             at += size
         manifest.licence = "GNU GPLv3 (data and weights): models/zoo/melody/LICENSE.GPLv3"
         manifest.data = "Nottingham Music Database, E. Foxley; ABC cleaned by Jukedeck"
+
+
+def _place(count: Tensor, most: int) -> Tensor:
+    """A count as a row of a table; of a row that holds NaN the first, so that its batch-mates go on."""
+    return torch.nan_to_num(count).clamp(0, most).long()
 
 
 def _counted(adds: Tensor, resets: Tensor, start: Tensor) -> Tensor:

@@ -112,7 +112,7 @@ def test_statistics_count_what_happened(triton: Any) -> None:
     runs = {b.batch_size: b.compute_infer.count for b in after.batch_stats}
     was = {b.batch_size: b.compute_infer.count for b in before.batch_stats}
     assert (runs[5] - was.get(5, 0), runs[1] - was.get(1, 0)) == (1, 1)
-    assert len(triton.get_inference_statistics().model_stats) == 6
+    assert len(triton.get_inference_statistics().model_stats) == 7
 
 
 def test_the_repository_lists_loads_and_unloads(triton: Any, native: cellar_client.Client) -> None:

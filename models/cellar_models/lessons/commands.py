@@ -39,7 +39,6 @@ def main(arguments: list[str], models: dict[str, str], module_of: Callable[[str]
     if options.verb == "compare" and not set(options.names) <= set(models):
         comparing.error(f"NAME is one of {', '.join(sorted(models))}")
     torch.set_num_threads(1)
-    torch.set_flush_denormal(True)
     # a gradient that vanishes in float32 is subnormal on its way to zero, and such numbers cost ten times the time
     torch.set_flush_denormal(True)
     try:
@@ -49,6 +48,8 @@ def main(arguments: list[str], models: dict[str, str], module_of: Callable[[str]
     except (DataMissing, DataChanged, VerifyError, FileNotFoundError) as error:
         print(f"cellar-models: {error}", file=sys.stderr)
         return 1
+    finally:
+        torch.set_flush_denormal(False)
 
 
 def _say(text: str) -> None:
