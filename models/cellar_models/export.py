@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from cellar_models.network import Network
 from cellar_models.recurrent import OPSET, TRANSLATIONS
+from cellar_models.traces import clear_onnx, clear_torchscript
 from cellar_models.verify import TOLERANCE, Report, verify
 
 
@@ -85,6 +86,7 @@ def _write(
             # of the network's weights, those that priming uses; the step's file has all of them
             script = torch.jit.freeze(script)
         script.save(str(folder / f"{name}.pt"))
+        clear_torchscript(folder / f"{name}.pt")
         exported = copy.deepcopy(module)
         for part in exported.modules():
             if hasattr(part, "prepare_export"):
@@ -108,6 +110,7 @@ def _write(
         )
         assert program is not None
         program.save(str(folder / f"{name}.onnx"), external_data=False)
+        clear_onnx(folder / f"{name}.onnx")
 
 
 def write_manifest(network: Network, version: int, report: Report, folder: Path) -> Manifest:
