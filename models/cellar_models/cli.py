@@ -21,7 +21,7 @@ from cellar_models.data import DataChanged, DataMissing, data_folder
 from cellar_models.lessons import commands as lessons
 from cellar_models.network import Network
 from cellar_models.own import commands
-from cellar_models.training import Result, Trainer
+from cellar_models.training import Result, Trainer, training_numbers
 from cellar_models.verify import Report, VerifyError, verify
 
 # Module of each model of the zoo, in the order in which `make train` makes them.
@@ -70,17 +70,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--epochs", type=int, default=None, help="at most so many")
     options = parser.parse_args(arguments)
-    torch.set_num_threads(1)
-    # numbers next to zero, as gradients far back in time are, cost many times as much as others
-    torch.set_flush_denormal(True)
     torch.manual_seed(options.seed)
     try:
-        return _VERBS[options.verb](module_of(options.name), options)
+        with training_numbers():
+            return _VERBS[options.verb](module_of(options.name), options)
     except (DataMissing, DataChanged, VerifyError, FileNotFoundError) as error:
         print(f"cellar-models: {error}", file=sys.stderr)
         return 1
-    finally:
-        torch.set_flush_denormal(False)
 
 
 def module_of(name: str) -> ModuleType:

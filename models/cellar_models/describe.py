@@ -24,7 +24,7 @@ from cellar_models import oracle
 from cellar_models.data import read
 from cellar_models.network import Network
 from cellar_models.recurrent import Recurrent
-from cellar_models.training import Result, Trainer
+from cellar_models.training import Result, Trainer, equal_lengths
 
 FILES = {
     "train": "d9d685a557bc8d0811512fa165760f8d0e2dd00af27aff2684579e14c3d898e1",
@@ -198,16 +198,9 @@ def train(network: Describe, data: Path, trainer: Trainer) -> None:
     learn, valid = read_split("train"), read_split("valid")
 
     def batches(rows: list[tuple[np.ndarray, list[int]]], size: int) -> list[tuple[Tensor, Tensor]]:
-        by_length: dict[int, list[int]] = {}
-        for i, (_, ids) in enumerate(rows):
-            by_length.setdefault(len(ids), []).append(i)
-        chosen = [c for r in by_length.values() for c in torch.tensor(r)[torch.randperm(len(r))].split(size)]
         return [
-            (
-                torch.from_numpy(np.stack([rows[i][0] for i in chosen[k].tolist()])),
-                torch.tensor([rows[i][1] for i in chosen[k].tolist()]),
-            )
-            for k in torch.randperm(len(chosen)).tolist()
+            (torch.from_numpy(np.stack([rows[i][0] for i in batch])), torch.tensor([rows[i][1] for i in batch]))
+            for batch in equal_lengths((len(ids) for _, ids in rows), size)
         ]
 
     def loss_of(condition: Tensor, ids: Tensor) -> Tensor:

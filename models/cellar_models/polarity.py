@@ -23,7 +23,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from cellar_models import oracle
 from cellar_models.network import Network
 from cellar_models.recurrent import Recurrent
-from cellar_models.training import Trainer
+from cellar_models.training import Trainer, equal_lengths
 
 UNKNOWN = 0
 # Parts of the training texts; the evidence for a text of one is counted in the others.
@@ -177,12 +177,8 @@ def _log_odds(network: Polarity, texts: list[Text]) -> tuple[Tensor, Tensor]:
 
 def _batches(rows: list[tuple[list[int], int, int]], size: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Batches of equal length, so that no step is padding: ids [batch, time], labels [batch], parts [batch]."""
-    by_length: dict[int, list[int]] = {}
-    for i, (ids, _, _) in enumerate(rows):
-        by_length.setdefault(len(ids), []).append(i)
-    chosen = [c for r in by_length.values() for c in torch.tensor(r)[torch.randperm(len(r))].split(size)]
-    for k in torch.randperm(len(chosen)).tolist():
-        picked = [rows[i] for i in chosen[k].tolist()]
+    for batch in equal_lengths((len(ids) for ids, _, _ in rows), size):
+        picked = [rows[i] for i in batch]
         yield (
             torch.tensor([ids for ids, _, _ in picked]),
             torch.tensor([float(label) for _, label, _ in picked]),

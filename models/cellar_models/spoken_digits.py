@@ -4,6 +4,7 @@ said. Log-mel bands inside the graph, then an LSTM."""
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
@@ -20,7 +21,7 @@ from cellar_models import oracle
 from cellar_models.data import read_bytes
 from cellar_models.network import Network
 from cellar_models.recurrent import Recurrent
-from cellar_models.training import Result, Trainer
+from cellar_models.training import Result, Trainer, equal_lengths
 
 SHA256 = "59b74b03475322de8c04b7bb985d21d7bce452eded612b68094beb43e31373eb"
 SAMPLE_RATE = 8000
@@ -189,12 +190,7 @@ def _change(sound: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 def _batches(sounds: list[np.ndarray], digits: np.ndarray, size: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Batches of equal length: no recurrent step is padded. A last frame that is not full is no step."""
-    by_length: dict[int, list[int]] = {}
-    for i, sound in enumerate(sounds):
-        by_length.setdefault(len(sound) // FRAME, []).append(i)
-    chosen = [part for same in by_length.values() for part in torch.tensor(same)[torch.randperm(len(same))].split(size)]
-    for k in torch.randperm(len(chosen)).tolist():
-        picked = chosen[k].tolist()
+    for picked in equal_lengths((len(sound) // FRAME for sound in sounds), size):
         frames = len(sounds[picked[0]]) // FRAME
         x = np.stack([sounds[i][: frames * FRAME].reshape(frames, FRAME) for i in picked])
         yield torch.from_numpy(x), torch.from_numpy(digits[picked])
@@ -218,7 +214,8 @@ def fit(network: SpokenDigits, all_of: Recordings, learn: np.ndarray, trainer: T
         schedule.step()
         return total / len(learn)
 
-    trainer.fit(epoch, lambda: -float(schedule.last_epoch), num_epochs=num_epochs, patience=num_epochs, decay=1.0)
+    # all takes but the test's are learnt from: there is nothing to validate on
+    trainer.cycle(epoch, lambda: math.nan, num_epochs=num_epochs)
 
 
 def train(network: SpokenDigits, data: Path, trainer: Trainer) -> None:

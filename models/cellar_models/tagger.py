@@ -18,7 +18,7 @@ from cellar_models import oracle
 from cellar_models.data import read
 from cellar_models.network import Network
 from cellar_models.recurrent import Recurrent
-from cellar_models.training import Result, Trainer
+from cellar_models.training import Result, Trainer, equal_lengths
 
 FILES = {
     "train": "e6ccaa860bba4436fffa01489a3b774c364509efeb1f40684fa56128a6656bdd",
@@ -175,15 +175,7 @@ def _batches(
     rows: list[tuple[np.ndarray, np.ndarray]], size: int, is_shuffled: bool
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Batches of equal length: no recurrent step is padded."""
-    by_length: dict[int, list[int]] = {}
-    for i, (x, _) in enumerate(rows):
-        by_length.setdefault(len(x), []).append(i)
-    chosen: list[Tensor] = []
-    for same in by_length.values():
-        order = torch.randperm(len(same)) if is_shuffled else torch.arange(len(same))
-        chosen += torch.tensor(same)[order].split(size)
-    for k in torch.randperm(len(chosen)).tolist() if is_shuffled else range(len(chosen)):
-        picked = chosen[k].tolist()
+    for picked in equal_lengths((len(x) for x, _ in rows), size, is_shuffled=is_shuffled):
         yield (
             torch.from_numpy(np.stack([rows[i][0] for i in picked])),
             torch.from_numpy(np.stack([rows[i][1] for i in picked])),

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -22,6 +23,32 @@ class Result:
     is_better: bool
     notes: str = ""
     more: dict[str, float] = field(default_factory=dict)
+
+
+def equal_lengths(lengths: Iterable[int], size: int, *, is_shuffled: bool = True) -> Iterator[list[int]]:
+    """Batches of at most `size` sequences of one length each, by index, so that no recurrent step is padded; shuffled
+    by torch's generator, or in order of first appearance of their length."""
+    by_length: dict[int, list[int]] = {}
+    for i, length in enumerate(lengths):
+        by_length.setdefault(length, []).append(i)
+    chosen: list[Tensor] = []
+    for same in by_length.values():
+        order = torch.randperm(len(same)) if is_shuffled else torch.arange(len(same))
+        chosen += torch.tensor(same)[order].split(size)
+    for k in torch.randperm(len(chosen)).tolist() if is_shuffled else range(len(chosen)):
+        yield chosen[k].tolist()
+
+
+@contextmanager
+def training_numbers() -> Iterator[None]:
+    """One thread, and numbers next to zero taken for zero: as gradients far back in time they cost many times as much
+    as others."""
+    torch.set_num_threads(1)
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(False)
 
 
 class Trainer:

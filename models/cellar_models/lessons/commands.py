@@ -8,10 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
-import torch
-
 from cellar_models.data import DataChanged, DataMissing, data_folder
 from cellar_models.recurrent import CELLS
+from cellar_models.training import training_numbers
 from cellar_models.verify import VerifyError
 
 VERBS = ("study", "compare")
@@ -38,18 +37,12 @@ def main(arguments: list[str], models: dict[str, str], module_of: Callable[[str]
     options = parser.parse_args(arguments)
     if options.verb == "compare" and not set(options.names) <= set(models):
         comparing.error(f"NAME is one of {', '.join(sorted(models))}")
-    torch.set_num_threads(1)
-    # a gradient that vanishes in float32 is subnormal on its way to zero, and such numbers cost ten times the time
-    torch.set_flush_denormal(True)
     try:
-        if options.verb == "study":
-            return _study(options)
-        return _compare(options, module_of)
+        with training_numbers():
+            return _study(options) if options.verb == "study" else _compare(options, module_of)
     except (DataMissing, DataChanged, VerifyError, FileNotFoundError) as error:
         print(f"cellar-models: {error}", file=sys.stderr)
         return 1
-    finally:
-        torch.set_flush_denormal(False)
 
 
 def _say(text: str) -> None:
