@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import wave
 from pathlib import Path
 
 import numpy as np
@@ -52,3 +53,9 @@ def hours(zoo: Path = ZOO) -> np.ndarray:
     """Air and weather of consecutive hours, float32 [n, 14]; column 0 is PM2.5, column 1 says that it was missing."""
     with _file("forecast", "forecast.csv", zoo).open() as file:
         return np.array([[float(v) for v in row] for row in list(csv.reader(file))[1:]], np.float32)
+
+
+def spoken(digit: int, zoo: Path = ZOO) -> np.ndarray:
+    """A recording of a digit: int16 [samples], 8 kHz."""
+    with wave.open(str(_file("spoken-digits", f"{digit}.wav", zoo))) as file:
+        return np.frombuffer(file.readframes(file.getnframes()), "<i2")

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from benchmarks.demo import drawing, rmse
+from benchmarks.demo.story import drawing, rmse
 from benchmarks.ratios import abba, compare, ratio, sequence_lengths
 
 

@@ -1,0 +1,1 @@
+"""What Cellar can do, in chapters that check themselves: `python -m benchmarks.demo`."""
