@@ -38,12 +38,18 @@ from tests.fakes.zoo import write_counter
 
 ACT = "inform(name='red door cafe';goodformeal='breakfast';area='cathedral hill';kidsallowed='no')"
 MAX_SESSIONS = 400
-_WATCHED = re.compile(r"watched tasks=(\d+) objects=(\d+) threads=(\S+)")
+_WATCHED = re.compile(r"watched tasks=(\d+) objects=(\d+) threads=(.+)")
 _STAYING = re.compile(r"(asyncio|uvloop)_\d+|run-(counter|describe)$")
 WARM_UP = 0.3  # part of the run that is not compared
 FLAGS = ["--max-sessions", str(MAX_SESSIONS), "--when-full", "spill", "--drain-s", "5"]
 IDLE_S, SHORT_IDLE_S = 20.0, 5.0  # of sessions, and of those that are left to expire: at rate 1
 CROWD_IDLE_S = 3600.0  # of the crowd's, which stand for minutes where the machine is slow
+
+
+def watched(line: str) -> tuple[int, int, tuple[str, ...]] | None:
+    """Tasks, objects and names of threads in what `tests.e2e.watched` prints; None: another line."""
+    match = _WATCHED.fullmatch(line)
+    return (int(match[1]), int(match[2]), tuple(match[3].split(","))) if match else None
 
 
 @dataclass
@@ -103,6 +109,8 @@ class Report:
             before, after = getattr(self.idle_before, name), getattr(self.idle_after, name)
             if after > before + 2:
                 faults.append(f"{name}: {before} before the callers came, {after} after they went")
+        if any(look.tasks < 0 for look in (self.idle_before, self.idle_after) if look):
+            faults.append("the server did not say what it holds")
         faults += self._threads_left()
         first, last = self.quarters("latency_s")
         if last > 1.5 * first + 0.001:
@@ -378,8 +386,8 @@ class Soak:
         while tasks < 0 and time.monotonic() < until:
             time.sleep(0.01)
             for line in list(self.server.log):
-                if match := _WATCHED.fullmatch(line):
-                    tasks, objects, names = int(match[1]), int(match[2]), tuple(match[3].split(","))
+                if found := watched(line):
+                    tasks, objects, names = found
                     self.server.log.remove(line)  # each is read once
         with self._lock:
             latencies, self._latencies = self._latencies, []

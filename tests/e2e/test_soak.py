@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.soak import Look, Report, run
+from tests.e2e.soak import Look, Report, run, watched
 
 MINUTES = float(os.environ.get("CELLAR_SOAK_MINUTES", "60"))
 RATE = float(os.environ.get("CELLAR_SOAK_RATE", "1"))
@@ -62,3 +62,15 @@ def test_a_thread_that_should_have_ended_is_seen(names: tuple[str, ...], threads
     report.idle_after = look(1, latency_s=0.002, names=names, threads=threads)
     found = report.faults()
     assert found == [] if not fault else len(found) == 1 and found[0].startswith(fault)
+
+
+def test_a_server_that_does_not_say_what_it_holds_is_a_fault() -> None:
+    report = Report(1.0, sessions_left=0, looks=[look(i, latency_s=0.002, tasks=-1) for i in range(200)])
+    report.idle_before = report.idle_after = look(0, latency_s=0.002, tasks=-1)
+    assert report.faults() == ["the server did not say what it holds"]
+
+
+def test_threads_have_names_of_any_kind() -> None:
+    line = "watched tasks=42 objects=7 threads=MainThread,Thread-1 (_poll_wrapper),engine-counter"
+    assert watched(line) == (42, 7, ("MainThread", "Thread-1 (_poll_wrapper)", "engine-counter"))
+    assert watched("2026-01-01 INFO stopped") is None
