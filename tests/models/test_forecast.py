@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
@@ -45,11 +46,12 @@ def test_an_untrained_forecast_is_the_last_value() -> None:
 def test_the_naive_forecasts_of_the_benchmark() -> None:
     """Against the figures that are stated with the data."""
     network = etth1.Etth1(4).eval()
-    ours, last, day = etth1._errors(network, DATA, *etth1.SPLIT[1:])
+    ours, last, day = (each**2 for each in etth1._errors(network, DATA, *etth1.SPLIT[1:]))
+    assert len(day) == etth1.SPLIT[2] - etth1.SPLIT[1] - etth1.DAY + 1
     assert day.mean() == pytest.approx(0.424, abs=1e-3)
-    assert last[0].mean() == pytest.approx(0.175, abs=1.5e-3)
-    assert last[0, -1] == pytest.approx(0.004, abs=1e-3)
-    assert last[:, -1].mean() == pytest.approx(0.034, abs=1e-3)
+    assert last[:, 0].mean() == pytest.approx(0.175, abs=1.5e-3)
+    assert last[:, 0, -1].mean() == pytest.approx(0.004, abs=1e-3)
+    assert last[:, :, -1].mean() == pytest.approx(0.034, abs=1e-3)
     # untrained it is half the way from the last value to the day before, and nearer than the last value
     assert ours.mean() < last.mean()
 
@@ -59,10 +61,32 @@ def test_one_epoch_on_the_benchmark_keeps_nothing(tmp_path: Path, monkeypatch: p
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
     network = etth1.Etth1(8)
-    before = etth1._errors(network.eval(), DATA, *etth1.SPLIT[1:])[0].mean()
-    etth1.train(network, DATA, Trainer(network, is_quiet=True, max_epochs=1))
-    assert etth1._errors(network, DATA, *etth1.SPLIT[1:])[0].mean() < before
+    before = (etth1._errors(network.eval(), DATA, *etth1.SPLIT[:2])[0] ** 2).mean()
+    assert etth1.train(network, DATA, Trainer(network, is_quiet=True, max_epochs=1)) < before
     assert not list(tmp_path.iterdir())
+
+
+@_ETTH1
+def test_the_command_for_the_benchmark_keeps_its_findings_and_chooses_without_the_test_months(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    threads, path, real, parts = torch.get_num_threads(), tmp_path / "etth1.json", etth1._errors, []
+    monkeypatch.setattr(etth1, "SETTINGS", [etth1.Setting(4, 0.5, 0.0), etth1.Setting(4, 0.5, 5e-3)])
+    monkeypatch.setattr(etth1, "CHOSEN", etth1.Setting(4, 0.5, 5e-3))
+
+    def errors(network: torch.nn.Module, data: Path, first: int, end: int) -> tuple[np.ndarray, ...]:
+        parts.append((first, end))
+        return real(network, data, first, end)
+
+    monkeypatch.setattr(etth1, "_errors", errors)
+    few = ["--data", str(DATA), "--seeds", "1", "--epochs", "2"]
+    assert etth1.main([*few, "--choose"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == f"chosen: {etth1.SETTINGS[1]}"
+    assert set(parts) == {etth1.SPLIT[:2]}
+    assert etth1.main([*few, "--findings", str(path)]) == 0
+    torch.set_num_threads(threads)
+    found = json.loads(path.read_text())["measures"]["OT, mean of 1 to 24"]
+    assert [len(found[name]) for name in ("LSTM", "last value", "the day before")] == [1, 2, 2]
 
 
 def test_missing_data_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -171,9 +172,14 @@ def test_the_command_for_multi30k_tells_its_learning_curve(
 ) -> None:
     threads = torch.get_num_threads()
     monkeypatch.setattr(multi30k, "load", lambda data, split: [(t, s) for s, t in PAIRS])
-    assert multi30k.main(["--epochs", "2", "--runs", str(tmp_path)]) == 0
+    monkeypatch.setattr(multi30k, "HIDDEN_SIZE", 16)
+    findings = tmp_path / "docs" / "multi30k.json"
+    assert multi30k.main(["--epochs", "2", "--runs", str(tmp_path), "--findings", str(findings)]) == 0
     torch.set_num_threads(threads)
     out = capsys.readouterr().out
     assert [line[:4] for line in out.splitlines() if line[:3] in ("| 1", "| 2")] == ["| 1 ", "| 2 "]
     assert "4 beams: BLEU" in out
     assert (tmp_path / "multi30k.pt").is_file()
+    found = json.loads(findings.read_text())
+    assert [epoch for epoch, *_ in found["curve"]] == [1, 2]
+    assert found["test"].keys() == {"1", "4"}
