@@ -152,6 +152,7 @@ def test_a_session_that_was_to_end_with_its_stream_has_its_grace_after_a_restart
     after = Server(FakeStore(server.store.shelf))
     after.resume("b")
     after.bench.clock.now += 31
+    assert after.sessions.expire_at <= after.bench.clock.now
     after.sessions.expire()
     assert after.sessions.get("b").position == 0
     with pytest.raises(CellarError, match="nobody took it up within 30 s"):

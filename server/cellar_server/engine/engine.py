@@ -290,31 +290,33 @@ class Engine:
 
     def _loop(self) -> None:
         sessions = self._sessions
-        expire_at = 0.0
         while True:
             if self._run is None:
                 self._busy_since = None
-            requests = self._take(expire_at)
+            requests = self._take()
             if self._busy_since is None:
                 self._busy_since = self._clock()
+            is_between = False
             if self._outcome is not None:
                 assert self._run is not None
                 sessions.runs.finish(self._run, self._outcome)
                 self._run = self._outcome = None
+                is_between = sessions.is_tending_due  # where runs follow one another there is no other time for it
             if requests:
                 sessions.admit(requests)
             while sessions.has_more:  # its callers have their answers, and send again, while the others' run
                 sessions.persist()
                 self._send(sessions.take_replies())
                 sessions.go_on()
-            self._begin()
+            if not is_between:
+                self._begin()
             sessions.settle()
             sessions.persist()
             if self._run is None:
                 sessions.tend()
-                if sessions.is_expiry_due or self._clock() >= expire_at:
+                if self._clock() >= sessions.expire_at:
                     sessions.settle_late()
-                    expire_at = sessions.expire()
+                    sessions.expire()
                     sessions.persist()
             self._send(sessions.take_replies())
             if self._stop_at is not None and self._run is None:
@@ -352,7 +354,7 @@ class Engine:
             result = done.get()
         return result
 
-    def _take(self, expire_at: float) -> list[Request]:
+    def _take(self) -> list[Request]:
         """The rows of the lane, and behind them what was in the inbox before they were taken; without work it waits for
         either, a limit or the end of draining. While a run is under way it waits for its outcome, or for a large frame
         that nothing came before: to admit that takes long.
@@ -378,21 +380,19 @@ class Engine:
                     return [*rows, *requests]
                 self._sessions.settle_late()
             if not self._sessions.has_ready:
-                inbox.wait(self._patience_s(expire_at))
+                inbox.wait(self._patience_s())
             self._drain(requests)
         return [*inbox.lane.take(), *requests]
 
-    def _patience_s(self, expire_at: float) -> float | None:
+    def _patience_s(self) -> float | None:
         """Seconds after which there is something to do though nothing came; None: never."""
         now = self._clock()
-        # what opened since the last scan can expire no sooner than a second from then
-        until = min(expire_at, now + 1.0) if self._sessions.core.table.num_open else None
+        until = self._sessions.expire_at
         if self._sessions.durability.is_on:
-            wake_at = min(self._sessions.durability.wake_at, now + 1.0)
-            until = wake_at if until is None else min(until, wake_at)
+            until = min(until, self._sessions.durability.wake_at, now + 1.0)
         if self._stop_at is not None:
-            until = min(self._stop_at, until or self._stop_at)
-        return None if until is None else max(0.0, until - now)
+            until = min(self._stop_at, until)
+        return None if until == float("inf") else max(0.0, until - now)
 
     def _drain(self, requests: list[Request], *, is_waiting: bool = False) -> bool:
         """Moves what is in the inbox to `requests`, and a run's outcome to its place; is_waiting: ends there, or with

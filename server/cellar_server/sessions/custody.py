@@ -87,8 +87,7 @@ class Custody:
         if entry.token:
             core.table.tokens[slot] = entry.token
         core.table.durable[slot] = state.position
-        if slot in core.table.graces:  # its stream ended with the server that held it
-            core.table.leaving[slot] = core.clock() + core.table.graces[slot]
+        core.table.leave(slot, core.clock())  # its stream ended with the server that held it
         return None
 
     def put_away(self, slots: Iterable[int]) -> list[int]:

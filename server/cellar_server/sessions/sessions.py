@@ -165,7 +165,6 @@ class Sessions(Verbs):
                 self.predicts.cancel_rows(calls)
             case StreamClosed():
                 self.core.table.void_stream(request.stream, now)
-                self.is_expiry_due |= bool(self.core.table.leaving)
                 if request.is_cancelled:
                     self.frames.drop_stream(request.stream, now)
             case Call():

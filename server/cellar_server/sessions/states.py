@@ -101,7 +101,7 @@ class States:
         now = core.clock()
         table.state[slot] = np.frombuffer(state.row, "<f4")
         table.position[slot] = table.accepted[slot] = state.position
-        table.opened[slot], table.last_use[slot] = now - state.age_s, now - state.idle_s
+        table.date_back(slot, now - state.age_s, now - state.idle_s)
         table.hold(slot, state.tail)
         if state.HasField("disconnect_grace_s"):
             table.graces[slot] = state.disconnect_grace_s

@@ -81,6 +81,8 @@ class Table:
         # sessions that do not outlive their stream for long: seconds of grace, and when the grace of some is over
         self.graces: dict[int, float] = {}
         self.leaving: dict[int, float] = {}
+        # no session reaches a limit before: whatever makes or changes one lowers it, `look_ahead` raises it again
+        self.expire_at = float("inf")
         self.num_open = 0
         self._ticket = first_ticket
         self._fresh = 0
@@ -122,7 +124,25 @@ class Table:
         self.max_idle[slot] = max_idle
         self.max_age[slot] = max_age
         self.num_open += 1
+        self._lower(slot)
         return slot
+
+    def date_back(self, slot: int, opened: float, last_use: float) -> None:
+        """An open session began elsewhere: when it was opened and used last, on the engine's clock."""
+        self.opened[slot], self.last_use[slot] = opened, last_use
+        self._lower(slot)
+
+    def leave(self, slot: int, now: float) -> None:
+        """The stream of a session ended: its grace begins, where it has one."""
+        if slot in self.graces:
+            self.leaving[slot] = now + self.graces[slot]
+            self.expire_at = min(self.expire_at, self.leaving[slot])
+
+    def _lower(self, slot: int) -> None:
+        end = self.last_use[slot] + self.max_idle[slot]
+        if self.max_age[slot]:
+            end = min(end, self.opened[slot] + self.max_age[slot])
+        self.expire_at = min(self.expire_at, float(end))
 
     def key_of(self, slot: int) -> str | int:
         """What the directory keeps an open session under."""
@@ -165,8 +185,7 @@ class Table:
         slots = np.flatnonzero((self.stream[:count] == stream) & (self.ticket[:count] != 0))
         if self.graces:
             for slot in slots.tolist():
-                if slot in self.graces:
-                    self.leaving[slot] = now + self.graces[slot]
+                self.leave(slot, now)
         self.ticket[slots] = self.stream[slots] = 0
 
     def resolve(self, handles: np.ndarray, streams: np.ndarray | int) -> tuple[np.ndarray, np.ndarray]:
@@ -210,21 +229,24 @@ class Table:
         self._freed.append(slot)
 
     def expired(self, now: float) -> np.ndarray:
-        """Open slots over their idle or absolute limit or their grace, without chunks in flight: int64 [n]."""
+        """Open slots over their absolute limit, or without chunks in flight over their idle limit or their grace:
+        int64 [n]."""
         n = self._fresh
-        idle = now - self.last_use[:n] >= self.max_idle[:n]
-        old = (self.max_age[:n] > 0) & (now - self.opened[:n] >= self.max_age[:n])
-        over = idle | old
+        over = now - self.last_use[:n] >= self.max_idle[:n]
         for slot, at in self.leaving.items():
             over[slot] |= at <= now
-        return np.flatnonzero(self.is_open[:n] & over & (self.in_flight[:n] == 0))
+        over &= self.in_flight[:n] == 0
+        over |= (self.max_age[:n] > 0) & (now - self.opened[:n] >= self.max_age[:n])
+        return np.flatnonzero(self.is_open[:n] & over)
 
-    def next_expiry(self) -> float:
-        """When the next open session may reach a limit, on the engine's clock; inf without sessions."""
+    def look_ahead(self, now: float) -> None:
+        """Finds out when the next open session may reach a limit: `expire_at`, inf without sessions."""
         n = self._fresh
-        is_open = self.is_open[:n]
-        if not is_open.any():
-            return float("inf")
-        ends = np.where(is_open, self.last_use[:n] + self.max_idle[:n], np.inf)
-        old = np.where(is_open & (self.max_age[:n] > 0), self.opened[:n] + self.max_age[:n], np.inf)
-        return float(min(ends.min(), old.min(), *self.leaving.values()))
+        self.expire_at = float("inf")
+        if not self.num_open:
+            return
+        # what has chunks in flight is used: its time to be idle begins no sooner than now
+        idle_from = np.where(self.in_flight[:n] == 0, self.last_use[:n], now)
+        ends = np.where(self.is_open[:n], idle_from + self.max_idle[:n], np.inf)
+        old = np.where(self.is_open[:n] & (self.max_age[:n] > 0), self.opened[:n] + self.max_age[:n], np.inf)
+        self.expire_at = float(min(ends.min(), old.min(), *self.leaving.values()))

@@ -25,6 +25,9 @@ from cellar_server.store.base import Entry
 
 log = logging.getLogger("cellar_server.sessions")
 
+# Limits are looked at no more often than so.
+REST_S = 0.05
+
 
 @dataclass(frozen=True, slots=True)
 class Opened:
@@ -75,7 +78,7 @@ class Verbs:
         self.durability = durability
         self.custody = Custody(core, durability)
         core.make_room = self._spill
-        self.is_expiry_due = False  # sooner than was said by `expire`
+        self._rests_until = 0.0  # limits are not looked at before
 
     def _slot(self, id: str) -> int:
         """CellarError SESSION_NOT_FOUND, SESSION_EXPIRED, SESSION_CLOSED, LEASE_LOST."""
@@ -302,18 +305,22 @@ class Verbs:
         core.directory.release(table.key_of(slot), error, receipt)
         table.close(slot, error)
 
-    def expire(self) -> float:
-        """Closes the sessions over their limits; when to call again, on the engine's clock."""
+    @property
+    def expire_at(self) -> float:
+        """When to call `expire`, on the engine's clock; inf for never."""
+        return max(self.core.table.expire_at, self._rests_until)
+
+    def expire(self) -> None:
+        """Closes the sessions over their limits. No run may be under way."""
         core, table = self.core, self.core.table
         now = core.clock()
-        self.is_expiry_due = False
         for slot in table.expired(now).tolist():
             idle, max_idle = now - float(table.last_use[slot]), float(table.max_idle[slot])
             age, max_age = now - float(table.opened[slot]), float(table.max_age[slot])
-            if idle >= max_idle:
-                what = f"it was idle for {idle:.1f} s, its limit is {max_idle:g} s"
-            elif max_age and age >= max_age:
+            if max_age and age >= max_age:
                 what = f"it was open for {age:.1f} s, its limit is {max_age:g} s"
+            elif idle >= max_idle:
+                what = f"it was idle for {idle:.1f} s, its limit is {max_idle:g} s"
             else:
                 what = f"its stream ended, and nobody took it up within {table.graces[slot]:g} s"
             full_id = table.id_of(slot)
@@ -321,8 +328,9 @@ class Verbs:
             error = CellarError(Reason.SESSION_EXPIRED, f"session {id!r} has expired: {what}")
             log.info("session %s of %s expired: %s", id, self._name, what, extra=core.about(full_id))
             self._end(slot, error, now)
+        table.look_ahead(now)
         # to look costs 11 ns a session: at most once in a thousand times of that
-        return max(table.next_expiry(), now + max(0.05, 1.1e-5 * table.num_touched))
+        self._rests_until = now + max(REST_S, 1.1e-5 * table.num_touched)
 
     # -- between servers, and to the store and back --------------------------------------------------------------
 
@@ -338,6 +346,11 @@ class Verbs:
     def hand_over(self, id: str) -> None:
         """Lets go of a session that another server asks for, as soon as its chunks in flight are answered."""
         self.custody.departing.add(self._slot(id))
+
+    @property
+    def is_tending_due(self) -> bool:
+        """Sessions are to end here: at their limits, or since they are elsewhere now."""
+        return bool(self.durability.lost or self.custody.departing) or self.core.clock() >= self.expire_at
 
     def tend(self) -> None:
         """Ends here what is elsewhere now. No run may be under way."""
