@@ -122,3 +122,8 @@ class _Counting(Trainer):
         losses = super().fit(epoch, validate, num_epochs=num_epochs, patience=patience)
         self.num_epochs = len(losses)
         return losses
+
+    def cycle(self, epoch: Callable[[], float], validate: Callable[[], float], *, num_epochs: int) -> list[float]:
+        losses = super().cycle(epoch, validate, num_epochs=num_epochs)
+        self.num_epochs = len(losses)
+        return losses

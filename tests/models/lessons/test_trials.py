@@ -16,7 +16,7 @@ from cellar_models.cli import main  # noqa: E402
 from cellar_models.lessons.cells import COMPARED, keep, kept, render, write_cells  # noqa: E402
 from cellar_models.lessons.trials import Trial, cell_of, count, hidden_size_for, run_trial  # noqa: E402
 from cellar_models.network import Network  # noqa: E402
-from cellar_models.training import Result  # noqa: E402
+from cellar_models.training import Result, Trainer  # noqa: E402
 
 ROOT = Path(__file__).parents[3]
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
@@ -75,6 +75,14 @@ def test_a_trial_measures_what_it_trained() -> None:
     assert trial.ms_per_step > 0
     assert len(said) == 2
     assert "digits, GRU of 30, seed 2: test accuracy" in said[1]
+
+
+def test_the_epochs_of_a_cycle_are_counted() -> None:
+    def train(network: digits.Digits, data: Path, trainer: Trainer) -> None:
+        trainer.cycle(lambda: 0.0, lambda: 0.0, num_epochs=3)
+
+    model = SimpleNamespace(build=digits.build, train=train, evaluate=evaluate)
+    assert run_trial("digits", model, Path(), "rnn", [1], None, lambda _: None).num_epochs == [3]
 
 
 def trial(kind: str, scores: list[float]) -> Trial:
