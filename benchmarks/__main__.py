@@ -57,6 +57,9 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--pairs", type=int, help="pairs of windows where an aim hangs on them (default 30)")
     parser.add_argument("--hold-s", type=float, help="seconds of each try of the highest load (default 6)")
     parser.add_argument("--sessions", type=int, help="live sessions of the memory arm (4.5 kB each; default 1,000,000)")
+    parser.add_argument(
+        "--triton", type=Path, metavar="VENV", help="where nvidia-pytriton is installed (benchmarks/triton/server.py)"
+    )
     parser.add_argument("--output", type=Path, default=RESULTS, help="where the page goes")
     parser.add_argument("--records", type=Path, default=RECORDS, help="where every window goes, as JSON")
     return parser.parse_args(arguments)
@@ -84,7 +87,7 @@ def main() -> int:
     took: list[str] = []
     notes = [f"`{name}`: {shlex.join(['cellar-server', *flags])}" for name, flags in named.items()]
     with tempfile.TemporaryDirectory(prefix="cellar-bench-") as made:
-        stand = Stand(Path(made), scale(given), named)
+        stand = Stand(Path(made), scale(given), named, given.triton)
         try:
             with stand:
                 measure(stand, given.only, sections, took)

@@ -157,6 +157,9 @@ class Generator:
     unary     sessions= that each send a Step of steps= steps, the next when the last is answered
     predict   whole sequences that arrive by a schedule, at most limit= in flight, each with timeout_ms= to live
     generate  generations that arrive by a schedule, at most limit= in flight; texts= a file, a line each
+    oip-stream, oip-unary
+              the Open Inference Protocol: streams= of sessions= sequences each, or sessions= sequences by unary calls,
+              messages of steps= steps, the next when one is answered; a window is a whole sequence of each
     churn     streams= that each open sessions= sessions and close them again
 
     All of them: address=, model=, channels= (connections that the streams or calls are dealt out to, default 1).

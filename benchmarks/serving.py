@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +41,14 @@ class Served:
             self.process.kill()
             return self.process.wait()
 
+    def ends_within(self, timeout_s: float) -> bool:
+        """Whether the process has ended, or does in that time."""
+        try:
+            self.process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            return False
+        return True
+
     def is_gone(self) -> bool:
         """No process has the pid any more."""
         if self.process.poll() is None:
@@ -69,11 +77,28 @@ def command_line(models: Path = ZOO, extra: Sequence[str] = ()) -> list[str]:
 
 
 @contextmanager
-def started(command: Sequence[str], *, cores: Sequence[int] = (), timeout_s: float = 60.0) -> Iterator[Served]:
-    """Runs a command that says `listening on HOST:PORT` on stderr; pins it to `cores` where some are given."""
+def started(
+    command: Sequence[str],
+    *,
+    cores: Sequence[int] = (),
+    timeout_s: float = 60.0,
+    env: Mapping[str, str] | None = None,
+    listening: re.Pattern[str] = _LISTENING,
+    is_group: bool = False,
+) -> Iterator[Served]:
+    """Runs a command that says `listening on HOST:PORT` on stderr; pins it to `cores` where some are given.
+
+    env: its environment, where not this one's; listening: another way to say it; is_group: in a group of its own.
+    """
     pin = (lambda: os.sched_setaffinity(0, cores)) if cores else None
     process = subprocess.Popen(
-        list(command), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, preexec_fn=pin
+        list(command),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=pin,
+        env=env,
+        start_new_session=is_group,
     )
     log: collections.deque[str] = collections.deque(maxlen=200)
     found: list[str] = []
@@ -83,7 +108,7 @@ def started(command: Sequence[str], *, cores: Sequence[int] = (), timeout_s: flo
         assert process.stderr is not None
         for line in process.stderr:
             log.append(line.rstrip("\n"))
-            match = _LISTENING.search(line)
+            match = listening.search(line)
             if match and not found:
                 found.append(match[1])
                 settled.set()

@@ -71,10 +71,12 @@ class Arm:
 
 
 class Stand:
-    """Opened once a run. `flags`: the Cellar servers to measure, by name."""
+    """Opened once a run. flags: the Cellar servers to measure, by name; triton: where nvidia-pytriton is installed."""
 
-    def __init__(self, folder: Path, scale: Scale, flags: Mapping[str, Sequence[str]]) -> None:
-        self.folder, self.scale, self.flags = folder, scale, flags
+    def __init__(
+        self, folder: Path, scale: Scale, flags: Mapping[str, Sequence[str]], triton: Path | None = None
+    ) -> None:
+        self.folder, self.scale, self.flags, self.triton = folder, scale, flags, triton
         self.records: dict[str, Any] = {}
         self.zoo = folder / "zoo"
         self._running: dict[str, Served] = {}
@@ -114,6 +116,9 @@ class Stand:
     def comparison(self, scheduler: str, max_rows: int = 64) -> Served:
         words = ["benchmarks.comparison", scheduler, "--models", str(self.folder), "--max-rows", str(max_rows)]
         return self._started(*words)
+
+    def generating(self, max_rows: int) -> Served:
+        return self._started("benchmarks.generating", "--models", str(self.zoo), "--max-rows", str(max_rows))
 
     def arm(self, server: Served, kind: str, **options: object) -> Arm:
         return Arm(self.generator.open(kind, server.address, **options), server)

@@ -1,19 +1,20 @@
-// A load generator for cellar.v1: one thread, one completion queue, driven window by window over stdin and stdout.
+// A load generator for cellar.v1 and the Open Inference Protocol: one thread, one completion queue, driven window by window over stdin and stdout.
 //
-//   open name=L kind=stream|unary|predict|generate|churn address=HOST:PORT [key=value ...]
+//   open name=L kind=stream|unary|predict|generate|churn|oip-stream|oip-unary address=HOST:PORT [key=value ...]
 //   window name=L seconds=S [schedule=FILE] [save=FILE]
 //   close name=L
 //
 // Each command is answered by one line of JSON. What the keys mean is said in generator.py.
 #include <sys/prctl.h>
 
-#include <fstream>
 #include <iostream>
 #include <sstream>
 #include <thread>
 
-#include "calls.h"
+#include "arrivals.h"
+#include "sequences.h"
 #include "streams.h"
+#include "unary.h"
 
 // The commands, one after the other.
 class Program {
@@ -46,7 +47,10 @@ class Program {
       load = std::make_unique<Unary>(options, &queue_);
     } else if (kind == "predict" || kind == "generate") {
       load = std::make_unique<Arrivals>(options, &queue_);
-      load->queue = &queue_;
+    } else if (kind == "oip-stream") {
+      load = std::make_unique<StreamedSequences>(options, &queue_);
+    } else if (kind == "oip-unary") {
+      load = std::make_unique<CalledSequences>(options, &queue_);
     } else {
       throw std::runtime_error("no such kind");
     }
@@ -102,6 +106,9 @@ class Program {
   }
 
   void end(Load& load) {
+    load.finish();
+    for (double until = now_s() + 5; !load.is_gone() && now_s() < until;) take(until);
+    if (load.is_gone()) return;
     load.cancel();
     for (double until = now_s() + 5; !load.is_gone() && now_s() < until;) take(until);
   }

@@ -4,8 +4,13 @@
 #include <grpcpp/generic/generic_stub.h>
 #include <grpcpp/grpcpp.h>
 
+#include <deque>
+#include <fstream>
 #include <memory>
+#include <queue>
 #include <random>
+#include <set>
+#include <stdexcept>
 
 #include "window.h"
 #include "wire.h"
@@ -33,7 +38,9 @@ struct Hook : Tag {
 // A load of one kind on one server; kept open between its windows.
 class Load {
  public:
-  explicit Load(const Options& options) : model_(get(options, "model", "bench-lstm")) {
+  Load(const Options& options, grpc::CompletionQueue* queue)
+      : queue(queue), options_(options), model_(get(options, "model", "bench-lstm")), num_sessions_(whole(options, "sessions", 1)),
+        steps_(whole(options, "steps", 1)), opens_(whole(options, "opens", 1)) {
     grpc::ChannelArguments arguments;
     arguments.SetMaxReceiveMessageSize(64 << 20);
     arguments.SetMaxSendMessageSize(64 << 20);
@@ -53,6 +60,8 @@ class Load {
   virtual double send_due(double now) = 0;
   virtual bool is_idle() const = 0;
   virtual void cancel() = 0;
+  // Ends what is open between windows.
+  virtual void finish() { cancel(); }
   // Nothing of it is in the queue any more.
   virtual bool is_gone() const = 0;
 
@@ -60,7 +69,7 @@ class Load {
 
   Window window;
   bool is_cancelled = false;  // what was not answered in time
-  grpc::CompletionQueue* queue = nullptr;
+  grpc::CompletionQueue* const queue;
 
  protected:
   grpc::GenericStub& stub(size_t i) { return *stubs_[i % stubs_.size()]; }
@@ -87,6 +96,10 @@ class Load {
     }
   }
 
-  std::string model_;
+  const Options options_;
+  const std::string model_;
+  const long num_sessions_, steps_;
+  const bool opens_;
+  long in_flight_ = 0;
   std::vector<std::unique_ptr<grpc::GenericStub>> stubs_;
 };

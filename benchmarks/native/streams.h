@@ -1,26 +1,15 @@
 // Loads on streams of sessions.
 #pragma once
 
-#include <deque>
-#include <queue>
-#include <stdexcept>
-
-#include "load.h"
+#include "lane.h"
 
 // Streams of sessions: frames of `steps` steps a session, `depth` of them in flight, the next when one is answered or,
 // with period_s, when it is due. As churn: sessions are opened and closed, over and over.
 class Streams : public Load {
  public:
-  Streams(const Options& options, grpc::CompletionQueue* cq) : Load(options) {
-    queue = cq;
-    num_sessions_ = whole(options, "sessions", 1);
-    steps_ = whole(options, "steps", 1);
-    depth_ = whole(options, "depth", 1);
-    period_s_ = real(options, "period_s", 0);
-    opens_ = whole(options, "opens", 1);
-    is_churn_ = get(options, "kind", "") == "churn";
+  Streams(const Options& options, grpc::CompletionQueue* queue) : Load(options, queue) {
     long num_streams = whole(options, "streams", 1);
-    for (long i = 0; i < num_streams; ++i) lanes_.push_back(std::make_unique<Lane>(this, i));
+    for (long i = 0; i < num_streams; ++i) lanes_.push_back(std::make_unique<Stream>(this, i));
     for (size_t i = 0; i < OPENING; ++i) start_next();
   }
 
@@ -62,29 +51,18 @@ class Streams : public Load {
     long rows_left, failed;
   };
 
-  struct Lane {
-    Lane(Streams* load, size_t number)
-        : load(load), on_start(this, &Lane::started), on_write(this, &Lane::written), on_read(this, &Lane::read),
-          values(Load::values(load->num_sessions_ * load->steps_, number)) {
-      call = load->stub(number).PrepareCall(&context, "/cellar.v1.Inference/Stream", load->queue);
-    }
+  struct Stream : Lane {
+    Stream(Streams* load, size_t number)
+        : Lane(load->stub(number), "/cellar.v1.Inference/Stream", load->queue), load(load),
+          values(Load::values(load->num_sessions_ * load->steps_, number)) {}
 
-    void start() {
-      call->StartCall(&on_start);
-      ++num_pending;
-    }
-
-    void started(bool ok) {
-      --num_pending;
-      if (!ok) return lost();
+    void opened() override {
       if (load->is_churn_ || !load->opens_) {
         for (long i = 1; i <= load->num_sessions_; ++i) handles.push_back(i);
         load->opened();
       } else {
         write(wire::open_sessions(load->model_, load->num_sessions_, 1));
       }
-      call->Read(&message, &on_read);
-      ++num_pending;
     }
 
     void add(double scheduled) {
@@ -93,8 +71,8 @@ class Streams : public Load {
       pump();
     }
 
-    void pump() {
-      if (is_writing || due.empty() || static_cast<long>(sent.size()) >= load->depth_) return;
+    void pump() override {
+      if (is_writing() || due.empty() || static_cast<long>(sent.size()) >= load->depth_) return;
       double scheduled = due.front();
       due.pop_front();
       uint64_t id = ++next_id;
@@ -106,24 +84,8 @@ class Streams : public Load {
       position += load->steps_;
     }
 
-    void write(const ByteBuffer& out) {
-      is_writing = true;
-      ++num_pending;
-      call->Write(out, &on_write);
-    }
-
-    void written(bool ok) {
-      --num_pending;
-      is_writing = false;
-      if (!ok) return lost();
-      pump();
-    }
-
-    void read(bool ok) {
-      --num_pending;
-      if (!ok) return lost();
-      grpc::Slice slice = wire::flat(message);
-      wire::Reader reader(slice.begin(), slice.size());
+    void received(const wire::Field& message) override {
+      wire::Reader reader(message);
       wire::Field kind;
       if (reader.next(kind) && kind.type == 2) {
         if (!load->is_churn_ && next_id == 1 && handles.empty()) {
@@ -139,8 +101,6 @@ class Streams : public Load {
           answer(kind);
         }
       }
-      call->Read(&message, &on_read);
-      ++num_pending;
     }
 
     void take_handles(const wire::Field& opened) {
@@ -205,23 +165,17 @@ class Streams : public Load {
       pump();
     }
 
-    void lost() {
+    void lost() override {
       if (load->is_closing_) return;
       throw std::runtime_error("a stream ended");
     }
 
     Streams* load;
-    grpc::ClientContext context;
-    std::unique_ptr<grpc::GenericClientAsyncReaderWriter> call;
-    Hook<Lane> on_start, on_write, on_read;
-    ByteBuffer message;
     std::string values;
     std::vector<uint64_t> handles, ids;
     std::deque<double> due;
     std::deque<Sent> sent;
     uint64_t position = 0, next_id = 1;
-    bool is_writing = false;
-    int num_pending = 0;
   };
 
   void start_next() {
@@ -232,11 +186,12 @@ class Streams : public Load {
     start_next();
   }
 
-  using Due = std::pair<double, Lane*>;
+  using Due = std::pair<double, Stream*>;
   std::priority_queue<Due, std::vector<Due>, std::greater<Due>> due_;
-  std::vector<std::unique_ptr<Lane>> lanes_;
-  long num_sessions_, steps_, depth_, in_flight_ = 0;
-  double period_s_;
-  bool opens_, is_churn_, is_closing_ = false;
+  std::vector<std::unique_ptr<Stream>> lanes_;
+  const long depth_ = whole(options_, "depth", 1);
+  const double period_s_ = real(options_, "period_s", 0);
+  const bool is_churn_ = get(options_, "kind", "") == "churn";
+  bool is_closing_ = false;
   size_t started_ = 0, opened_ = 0;
 };

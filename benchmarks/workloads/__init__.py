@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from benchmarks.report import Line
 from benchmarks.stand import Stand
-from benchmarks.workloads import bits, files, generations, messages, opening, sequences
+from benchmarks.workloads import bits, files, generations, messages, opening, sequences, triton
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,7 @@ WORKLOADS = {
     "beside": Workload("Nine short sequences to one long", sequences.beside),
     "overload": Workload("Overload", sequences.overload),
     "generate": Workload("Generations that join late", generations.generating),
+    "triton": Workload("Beside Triton", triton.beside_triton),
     "opening": Workload("Opening and closing sessions", opening.opening),
     "predict": Workload("Files of sequences", files.predicting),
     "score": Workload("The scoring command", files.scoring),

@@ -8,6 +8,7 @@ import pytest
 from benchmarks import generator, network
 from benchmarks.generator import Generator, GeneratorError, parse
 from benchmarks.serving import served, started
+from benchmarks.wire import Wire
 
 LINE = (
     '{"seconds":2,"asked_s":1.5,"sent":9,"messages":8,"steps":16,"in_time_messages":7,"in_time_steps":14,"cpu_s":0.1,'
@@ -101,3 +102,34 @@ def test_what_is_not_answered_in_time_is_cancelled_and_said(program, tmp_path):
         assert window.errors["undrained"] > 0
         assert window.messages + sum(window.errors.values()) == window.sent > 0
         assert load.window(0.1, np.array([[0.0, 3.0]])).messages == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "options", "sequences"),
+    [
+        ("oip-stream", {"streams": 3}, 3),
+        ("oip-stream", {"streams": 2, "sessions": 3}, 6),
+        ("oip-unary", {"sessions": 4}, 4),
+    ],
+)
+def test_it_speaks_the_open_inference_protocol(program, tmp_path, kind, options, sequences):
+    network.write_entry(tmp_path / "zoo")
+    with Generator(program) as made, served(tmp_path / "zoo") as server:
+        load = made.open(kind, server.address, steps=4, **options)
+        for _ in range(2):
+            window = load.window(0.2)
+            assert not window.errors, window.said
+            assert window.latency.count == window.messages == window.sent > sequences
+            assert window.steps == 4 * window.messages
+        load.close()
+        # its sequences have ended
+        with Wire(server.address) as wire:
+            assert wire.counters(network.NAME).sessions_live == 0
+        wrong = made.open(kind, server.address, model="no-such-model", **options).window(0.1)
+        assert sum(wrong.errors.values()) == sequences == wrong.sent
+        assert "MODEL_NOT_FOUND" in wrong.said
+        lost = made.open(kind, server.address, **options)
+        lost.begin(20)
+        server.process.kill()
+        assert sum(lost.end().errors.values()) == sequences

@@ -1,0 +1,1 @@
+"""The benchmark's network in Triton's Python backend, where somebody has installed it."""
