@@ -17,12 +17,14 @@ import torch
 from torch import nn
 
 from cellar_models import shown
+from cellar_models.cards import beside, card, findings, table, training_of
 from cellar_models.data import DataChanged, DataMissing, data_folder
+from cellar_models.halves import round_weights
 from cellar_models.lessons import commands as lessons
 from cellar_models.network import Network
 from cellar_models.own import commands
-from cellar_models.training import Result, Trainer, training_numbers
-from cellar_models.verify import Report, VerifyError, verify
+from cellar_models.training import Trainer, training_numbers
+from cellar_models.verify import VerifyError, verify
 
 # Module of each model of the zoo, in the order in which `make train` makes them.
 MODELS = {
@@ -67,6 +69,9 @@ def main(arguments: list[str] | None = None) -> int:
         default="float32",
         help="export: float32 writes the folder anew, int8 adds that form to it; evaluate, verify: which form",
     )
+    parser.add_argument(
+        "--from", dest="source", type=Path, default=None, help="folder of an artefact: its weights, not those of a run"
+    )
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--epochs", type=int, default=None, help="at most so many")
     options = parser.parse_args(arguments)
@@ -97,8 +102,9 @@ def _train(model: ModuleType, options: argparse.Namespace) -> int:
     trainer = Trainer(network, max_epochs=options.epochs, keep=keep)
     model.train(network, options.data, trainer)
     keep(network)
+    round_weights(network)
     print(f"trained in {time.process_time() - begun:.0f} s of CPU on one thread: {_weights(options)}")
-    print(_table(model.evaluate(network, options.data)))
+    print(table(model.evaluate(network, options.data)))
     return 0
 
 
@@ -107,11 +113,15 @@ def _weights(options: argparse.Namespace) -> Path:
 
 
 def _load(model: ModuleType, options: argparse.Namespace) -> tuple[Network, dict[str, Any]]:
+    """The network as it is served, its weights rounded to halves, and what is known of its training."""
     from cellar_models.export import read_weights
 
     path = _weights(options)
     served = options.zoo / options.name / "1" / "model.pt"
-    if path.is_file():
+    if options.source is not None:
+        saved = {"weights": read_weights(_present(options.source / "model.pt").parent)}
+        saved |= training_of(_present(options.source / "CARD.md").read_text("utf-8"))
+    elif path.is_file():
         saved = torch.load(path, weights_only=True)
     elif served.is_file() and (options.verb != "export" or options.precision == "int8"):
         saved = {"weights": read_weights(served.parent)}
@@ -125,6 +135,7 @@ def _load(model: ModuleType, options: argparse.Namespace) -> tuple[Network, dict
             f"the weights of {options.name} are of another network: first `cellar-models train {options.name}`"
         ) from None
     network.eval()
+    round_weights(network)
     return network, saved
 
 
@@ -134,7 +145,7 @@ def _evaluate(model: ModuleType, options: argparse.Namespace) -> int:
         from cellar_models.variants import INT8_FILE, Served
 
         network = Served(network, _present(options.zoo / options.name / "1" / INT8_FILE))  # type: ignore[assignment]
-    print(_table(model.evaluate(network, options.data)))
+    print(table(model.evaluate(network, options.data)))
     return 0
 
 
@@ -144,8 +155,8 @@ def _export(model: ModuleType, options: argparse.Namespace) -> int:
     if options.precision == "int8":
         return _export_int8(model, options)
     network, saved = _load(model, options)
-    card = _card(options.name, model.evaluate(network, options.data), saved)
-    folder = export(network, options.zoo, card=card, samples=lambda folder: model.write_samples(folder, options.data))
+    text = card(options.name, model.evaluate(network, options.data), saved)
+    folder = export(network, options.zoo, card=text, samples=lambda folder: model.write_samples(folder, options.data))
     print(f"wrote {folder}")
     return 0
 
@@ -157,7 +168,7 @@ def _export_int8(model: ModuleType, options: argparse.Namespace) -> int:
     _present(folder / "model.onnx")
     network, _ = _load(model, options)
     exact = model.evaluate(network, options.data)
-    add_int8(network, folder, lambda served: _beside(exact, model.evaluate(served, options.data)))
+    add_int8(network, folder, lambda served: beside(exact, model.evaluate(served, options.data)))
     print(f"wrote int8 into {folder}")
     return 0
 
@@ -166,14 +177,6 @@ def _present(path: Path) -> Path:
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing: it is written by `cellar-models export`")
     return path
-
-
-def _beside(exact: Result, int8: Result) -> str:
-    """The measures of two precisions side by side, as in a card."""
-    rows = [(k, v, int8.metrics[k]) for k, v in exact.metrics.items()]
-    rows += [(k, v, int8.more[k]) for k, v in exact.more.items()]
-    head = f"| measure ({exact.unit}) | float32 | int8 |\n|---|---|---|\n"
-    return head + "\n".join(f"| {k} | {v:.4f} | {other:.4f} |" for k, v, other in rows)
 
 
 def _verify(model: ModuleType, options: argparse.Namespace) -> int:
@@ -188,7 +191,7 @@ def _verify(model: ModuleType, options: argparse.Namespace) -> int:
         print("the same bits at all rows and cuts" if distance.is_bit_identical else "bits depend on rows or cuts")
         return 0 if distance.is_bit_identical else 1
     report = verify(network, options.zoo / options.name / "1")
-    print(_findings(report))
+    print(findings(report))
     return 0
 
 
@@ -214,60 +217,6 @@ def _plot(model: ModuleType, options: argparse.Namespace) -> int:
     path.write_text(model.plot(network, options.data))
     print(f"wrote {path}")
     return 0
-
-
-def _findings(report: Report) -> str:
-    lines = [f"{form:24} {difference:.1e}" for form, difference in report.differences.items()]
-    bits = (
-        "the same bits at all rows and cuts"
-        if report.is_bit_identical
-        else f"bits agree from {report.min_rows} rows and {report.min_steps} steps on"
-    )
-    return "\n".join([*lines, bits])
-
-
-def _table(result: Result) -> str:
-    rows = [
-        *result.metrics.items(),
-        *result.more.items(),
-        *((f"baseline: {k}", v) for k, v in result.baselines.items()),
-    ]
-    verdict = "better than the naive baseline" if result.is_better else "NOT better than the naive baseline"
-    return "\n".join([f"{name:40} {value:.4f}" for name, value in rows] + [f"({result.unit}) {verdict}", result.notes])
-
-
-def _card(name: str, result: Result, saved: dict[str, Any]) -> str:
-    """The card's text, with places for what the manifest and the verification say. saved: its `how`, where it has one,
-    is what these weights' training had that the command has not."""
-    rows = "\n".join(
-        [f"| **{k}** | **{v:.4f}** |" for k, v in result.metrics.items()]
-        + [f"| {k} | {v:.4f} |" for k, v in result.more.items()]
-        + [f"| baseline: {k} | {v:.4f} |" for k, v in result.baselines.items()]
-    )
-    verdict = "It beats" if result.is_better else "It does **not** beat"
-    # runs of before CPU time was kept hold what the clock on the wall said
-    clock = saved.get("clock", "by the clock, beside other work,")
-    seed = f" --seed {int(saved['seed'])}" if saved["seed"] != 1 else ""
-    return f"""# {name}
-{{manifest.description}}
-
-- Network: {{manifest.architecture}}; {{manifest.num_parameters}} parameters, {{manifest.state_size}} numbers of state.
-- Data: {{manifest.data}}. Licence: {{manifest.licence}}.
-- Parity with the float64 equations: {{report.max_relative_error:.1e}} of the largest output at most (bound 1e-5);
-  same bits at every number of rows and every cut: {{report.is_bit_identical}}.
-- ONNX opset {{manifest.opset}}; one step of one row: {{report.ms_per_step:.3f}} ms (ONNX Runtime, one thread).
-
-| measure ({result.unit}) | value |
-|---|---|
-{rows}
-
-{result.notes}
-{verdict} its naive baseline.
-
-Reproduce (seed {int(saved["seed"])}; {saved["seconds"]:.0f} s {clock} on one thread when this one was trained):
-
-    cellar-models train {name}{seed} && cellar-models export {name}
-{saved.get("how", "")}"""
 
 
 _VERBS = {"train": _train, "evaluate": _evaluate, "export": _export, "verify": _verify, "folds": _folds, "plot": _plot}

@@ -10,14 +10,18 @@ import sys
 import tempfile
 import types
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import onnx
 import torch
 from cellar_proto.v1.manifest_pb2 import Manifest
 from google.protobuf import json_format
 from torch import Tensor, nn
 
+from cellar_models.halves import pack
 from cellar_models.network import Network
 from cellar_models.recurrent import OPSET, TRANSLATIONS
 from cellar_models.traces import clear_onnx, clear_torchscript
@@ -36,31 +40,48 @@ class _Prime(nn.Module):
 
 
 def write_graphs(network: Network, folder: Path) -> None:
-    """model.onnx and model.pt, and prime.onnx and prime.pt where there is a prime; batch and time left open."""
+    """model.onnx and model.pt, and prime.onnx and prime.pt where there is a prime; batch and time left open.
+
+    model.pt has all weights but those that only priming uses; these are in prime.pt.
+    """
     import numpy as np
 
     network.eval()
     rng = np.random.default_rng(0)
-    x, state = torch.from_numpy(network.example(3, 4, rng)), torch.zeros(3, network.state_size)
+    step_example = torch.from_numpy(network.example(3, 4, rng)), torch.zeros(3, network.state_size)
     batch, time = torch.export.Dim("batch"), torch.export.Dim("time")
-    step = _without(network, set(network.prime_parts))
-    _write(step, (x, state), ({0: batch, 1: time}, {0: batch}), ["y", "next_state"], folder, "model")
+    only_primed: set[str] = set()
     if network.has_prime:
-        condition = torch.from_numpy(network.example_condition(3, rng))
+        prime = _Prime(network).eval()
+        example = torch.from_numpy(network.example_condition(3, rng)), torch.zeros(3, network.state_size)
+        used = _used(prime, example)
+        only_primed = {name.removeprefix("network.") for name in used} - _used(network, step_example)
         axes = {0: batch, 1: time} if network.is_prime_recurrent else {0: batch}
-        others = {name for name, part in network.named_children() if any(True for _ in part.parameters())}
-        others = others - set(network.prime_parts) if network.prime_parts else set()
-        prime = _Prime(_without(network, others)).eval()
-        _write(prime, (condition, state), (axes, {0: batch}), ["next_state"], folder, "prime")
+        _write_torchscript(_without(prime, set(prime.state_dict()) - used), example, folder / "prime.pt")
+        _write_onnx(prime, example, (axes, {0: batch}), ["next_state"], folder / "prime.onnx")
+    _write_torchscript(_without(network, only_primed), step_example, folder / "model.pt")
+    _write_onnx(network, step_example, ({0: batch, 1: time}, {0: batch}), ["y", "next_state"], folder / "model.onnx")
 
 
-def _without(network: Network, names: set[str]) -> Network:
-    """The network without the parts of these names."""
-    if not names:
-        return network
-    kept = copy.deepcopy(network)
+def _used(module: nn.Module, example: tuple[Tensor, Tensor]) -> set[str]:
+    """Names of the parameters and buffers that `forward` uses."""
+    with _quiet():
+        graph = torch.jit.trace(module, example, check_trace=False).inlined_graph
+    paths, used = {next(graph.inputs()).debugName(): ""}, set()
+    for node in graph.nodes():
+        if node.kind() == "prim::GetAttr":
+            path = f"{paths[node.input().debugName()]}{node.s('name')}"
+            paths[node.output().debugName()] = f"{path}."
+            used.add(path)
+    return used & set(module.state_dict())
+
+
+def _without(module: nn.Module, names: set[str]) -> nn.Module:
+    """The module without the parameters and buffers of these names."""
+    kept = copy.deepcopy(module)
     for name in names:
-        delattr(kept, name)
+        part, _, last = name.rpartition(".")
+        delattr(kept.get_submodule(part), last)
     return kept
 
 
@@ -73,27 +94,34 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     return weights | torch.jit.load(str(folder / "model.pt")).state_dict()
 
 
-def _write(
-    module: nn.Module, example: tuple[Tensor, Tensor], axes: object, outputs: list[str], folder: Path, name: str
-) -> None:
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without gradients, and without the exporters' own remarks."""
     with warnings.catch_warnings(), torch.no_grad():
         # torch.jit works and is said to be on its way out; TorchScript is part of what an artefact promises
         warnings.filterwarnings("ignore", message=".*torch.jit.*", category=DeprecationWarning)
         # PyTorch's layers compare sizes that are constants of the network; batch and time are tried by `verify`
         warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)
-        script = torch.jit.trace(module, example, check_trace=False)
-        if isinstance(module, _Prime):
-            # of the network's weights, those that priming uses; the step's file has all of them
-            script = torch.jit.freeze(script)
-        script.save(str(folder / f"{name}.pt"))
-        clear_torchscript(folder / f"{name}.pt")
-        exported = copy.deepcopy(module)
-        for part in exported.modules():
-            if hasattr(part, "prepare_export"):
-                part.prepare_export()
-        # the exporter's own remarks: on its tree specifications, and that two inputs share the batch axis
+        # on its tree specifications, and that two inputs share the batch axis
         warnings.filterwarnings("ignore", category=FutureWarning, message=".*LeafSpec.*")
         warnings.filterwarnings("ignore", category=UserWarning, message=".*axis name.*")
+        yield
+
+
+def _write_torchscript(module: nn.Module, example: tuple[Tensor, Tensor], path: Path) -> None:
+    with _quiet():
+        torch.jit.trace(module, example, check_trace=False).save(str(path))
+    clear_torchscript(path)
+
+
+def _write_onnx(
+    module: nn.Module, example: tuple[Tensor, Tensor], axes: object, outputs: list[str], path: Path
+) -> None:
+    exported = copy.deepcopy(module)
+    for part in exported.modules():
+        if hasattr(part, "prepare_export"):
+            part.prepare_export()
+    with _quiet():
         warnings.filterwarnings("ignore", category=DeprecationWarning)
         logging.getLogger("torch.onnx").setLevel(logging.ERROR)
         program = torch.onnx.export(
@@ -108,9 +136,12 @@ def _write(
             verbose=False,
             external_data=False,
         )
-        assert program is not None
-        program.save(str(folder / f"{name}.onnx"), external_data=False)
-        clear_onnx(folder / f"{name}.onnx")
+    assert program is not None
+    program.save(str(path), external_data=False)
+    model = onnx.load(path)
+    clear_onnx(model)
+    pack(model)
+    onnx.save(model, path)
 
 
 def write_manifest(network: Network, version: int, report: Report, folder: Path) -> Manifest:

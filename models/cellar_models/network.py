@@ -14,8 +14,6 @@ class Network(nn.Module):
 
     forward(x: [batch, time, ...], state: float32 [batch, S]) -> (y: float32 [batch, time, ...], state'); networks with
     a condition also have prime(condition: [batch, ...], state) -> state', with a time axis where is_prime_recurrent.
-
-    prime_parts: names of the parts that only `prime` uses.
     """
 
     name: str
@@ -24,7 +22,6 @@ class Network(nn.Module):
     # a network that must see the whole sequence is never cut
     is_whole_only = False
     is_prime_recurrent = False
-    prime_parts: tuple[str, ...] = ()
 
     def forward(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         raise NotImplementedError

@@ -16,6 +16,8 @@ import onnx
 import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
+from cellar_models.halves import pack, unpack
+
 DOMAIN = "com.microsoft"
 # 7 bits of weight: CPUs without VNNI cut a sum of two products at 16 bits, which 8-bit weights could reach.
 MAX_WEIGHT = 63
@@ -51,6 +53,10 @@ def quantize(model: onnx.ModelProto, feeds: Mapping[str, np.ndarray]) -> Quantiz
     model: forward RNN, LSTM or GRU nodes with weights in the graph; feeds: inputs as they come, from which the bounds
     are found. Weights take a scale for each output of a gate.
     """
+    whole = onnx.ModelProto()
+    whole.CopyFrom(model)
+    unpack(whole)
+    model = whole
     found = [(node, _weights(model.graph, node)) for node in model.graph.node]
     layers = [node for node, weights in found if weights is not None]
     if not layers:
@@ -80,6 +86,7 @@ def quantize(model: onnx.ModelProto, feeds: Mapping[str, np.ndarray]) -> Quantiz
     )
     opsets = [each for each in model.opset_import if each.domain != DOMAIN] + [helper.make_opsetid(DOMAIN, 1)]
     made = helper.make_model(graph, opset_imports=opsets, ir_version=model.ir_version)
+    pack(made)
     onnx.checker.check_model(made)
     return Quantized(made, {node.name or node.output[0]: bounds[node.input[0]] for node in layers})
 

@@ -8,9 +8,8 @@ from pathlib import Path
 import onnx
 
 
-def clear_onnx(path: Path) -> None:
-    """An ONNX file without metadata of its nodes and values; what it computes stays."""
-    model = onnx.load(path)
+def clear_onnx(model: onnx.ModelProto) -> None:
+    """Takes the metadata of its nodes and values out of a graph; what it computes stays."""
     graphs = [model.graph, *model.functions]
     while graphs:
         graph = graphs.pop()
@@ -23,13 +22,13 @@ def clear_onnx(path: Path) -> None:
                 del value.metadata_props[:]
         del graph.metadata_props[:]
     del model.metadata_props[:]
-    onnx.save(model, path)
 
 
 def clear_torchscript(path: Path) -> None:
-    """A TorchScript file without the places in source files that its operations came from."""
+    """A TorchScript file, deflated, without the places in source files that its operations came from."""
     with zipfile.ZipFile(path) as file:
         kept = [(each, file.read(each)) for each in file.infolist() if not each.filename.endswith(".debug_pkl")]
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as file:
+    with zipfile.ZipFile(path, "w") as file:
         for each, content in kept:
-            file.writestr(zipfile.ZipInfo(each.filename), content)
+            # of a fixed date, so that the same network gives the same bytes
+            file.writestr(zipfile.ZipInfo(each.filename), content, zipfile.ZIP_DEFLATED, compresslevel=9)

@@ -54,7 +54,6 @@ class Translate(Network):
     name = "translate"
     has_prime = True
     is_prime_recurrent = True
-    prime_parts = ("source_embedding", "encoder")
 
     def __init__(
         self,

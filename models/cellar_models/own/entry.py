@@ -20,14 +20,16 @@ from google.protobuf import json_format
 from torch import nn
 
 from cellar_models.export import write_manifest
+from cellar_models.halves import pack_file, round_weights
 from cellar_models.network import Network
 from cellar_models.own.card import card
 from cellar_models.own.filling import fill_manifest, input_spec, output_spec
 from cellar_models.own.forms import Form
 from cellar_models.own.graph import write_onnx, write_torchscript
+from cellar_models.own.handed import copied
 from cellar_models.own.proof import STEPS, Step, check_containment, check_round_trip, compare
 from cellar_models.own.stepper import Stepper
-from cellar_models.own.study import expected_steps, rounding, study
+from cellar_models.own.study import expected_steps, moved_from, rounding, study
 from cellar_models.own.subject import Subject
 from cellar_models.own.why import ExportError, Why
 from cellar_models.verify import ROWS as ROW_COUNTS
@@ -97,6 +99,7 @@ def export(
     licence: str = "",
     data: str = "",
     tolerance: float = 0.0,
+    half_weights: bool = False,
 ) -> Exported:
     """Writes `folder`/<name>/<version>/ with model.onnx, model.pt (where TorchScript can), manifest.json and CARD.md.
 
@@ -113,14 +116,22 @@ def export(
     pcm: an int16 input [batch, time, k] is sound: callers send samples in pieces of any size, a step is k of them.
     tolerance: largest difference from the network in PyTorch, of the largest output; 0: 1e-5, or eight times what
     float32 itself moves the network's outputs against float64, where that is more.
+    half_weights: matrices of weights are rounded to float16's numbers and stored so, in half the room; the entry
+    computes with them in float32, and is held to the network that has them.
 
     ExportError, with a named reason in plain words, and nothing written, where the network cannot be served so.
     """
     check_name(name, version)
     models = Path(folder)
     subject = Subject.of(module, example, state, output, single_step=single_step)
+    given = copied(subject.module) if half_weights else subject.module
+    if half_weights:
+        round_weights(subject.module)
     stepper = study(subject, cells=tuple(cells), whole_only=whole_only, tolerance=max(tolerance, _STRUCTURE))
     stepper.softmax = softmax
+    if half_weights:
+        moved = moved_from(given, subject, subject.sample(max(ROW_COUNTS), STEPS, 4))
+        subject.notes.append(f"weights rounded to half precision move its outputs by {moved:.1e} of the largest")
     if not tolerance:
         noise = rounding(subject, subject.sample(max(ROW_COUNTS), STEPS, 4))
         tolerance = min(max(TOLERANCE, 8 * noise), _STRUCTURE)
@@ -142,6 +153,8 @@ def export(
         if reason:
             subject.notes.append(f"no model.pt: TorchScript cannot ({reason})")
         write_onnx(stepper, entry / "model.onnx")
+        if half_weights:
+            pack_file(entry / "model.onnx")
         report = _prove(stepper, entry, tolerance)
         manifest = write_manifest(_Described(name, stepper, fill), version, report, entry)
         manifest.parity.tolerance = tolerance

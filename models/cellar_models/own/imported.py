@@ -62,7 +62,7 @@ class _Described:
 
     def parameters(self) -> Iterator[Tensor]:
         for weight in self.contract.model.graph.initializer:
-            if weight.data_type == TensorProto.FLOAT:
+            if weight.data_type in (TensorProto.FLOAT, TensorProto.FLOAT16):
                 yield torch.from_numpy(numpy_helper.to_array(weight).copy())
 
     def describe(self, manifest: Manifest, folder: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import onnxruntime
 from cellar_proto.v1.manifest_pb2 import Graph, Manifest
 from cellar_proto.v1.tensor_pb2 import DataType
 
-from cellar_models.verify import CUTS, ROWS, Report, VerifyError, cut_sizes, open_session
+from cellar_models.verify import CUTS, ROWS, Report, VerifyError, cut_sizes, fastest_ms, open_session
 
 DTYPES = {DataType.FLOAT32: np.float32, DataType.INT64: np.int64, DataType.INT16: np.int16, DataType.UINT8: np.uint8}
 ONNX_TYPES = {
@@ -162,11 +161,5 @@ def check_round_trip(folder: Path, step: Step, x: np.ndarray, start: np.ndarray)
 
 
 def measure_ms(step: Step, x: np.ndarray, start: np.ndarray, rows: int) -> float:
-    """Milliseconds of one step of so many rows, the median of at most 50 runs in at most half a second."""
-    taken: list[float] = []
-    until = time.perf_counter() + 0.5
-    while len(taken) < 50 and (time.perf_counter() < until or len(taken) < 3):
-        begun = time.perf_counter()
-        step.run(x[:rows, :1], start[:rows])
-        taken.append(1000 * (time.perf_counter() - begun))
-    return float(np.median(taken))
+    """Milliseconds of one step of so many rows, the fastest of many runs."""
+    return fastest_ms(lambda: step.run(x[:rows, :1], start[:rows]))

@@ -95,6 +95,12 @@ def rounding(subject: Subject, x: Tensor) -> float:
     return float((found.double() - wanted.double()).abs().max() / wanted.abs().max().clamp(min=1e-12))
 
 
+def moved_from(given: nn.Module, subject: Subject, x: Tensor) -> float:
+    """How far the network's outputs are from those that it gave with the weights of `given`, of the largest."""
+    wanted = expected_steps(dataclasses.replace(subject, module=given), x)
+    return float((expected_steps(subject, x) - wanted).abs().max() / wanted.abs().max().clamp(min=1e-12))
+
+
 def _whole(subject: Subject, x: Tensor, y: Tensor, rows: int, steps: int) -> Stepper:
     if any(getattr(each, "proj_size", 0) and kind_of(each) for each in subject.module.modules()):
         raise ExportError(Why.EXPORTER, "a layer with proj_size has no ONNX node, and whole sequences need one")
