@@ -26,7 +26,7 @@ $(DEV): $(SERVE)
 	$(PIP) -e '.[client,score,server,models,dev]'
 	@touch $@
 
-.PHONY: help demo test test-all serve native train lint check proto config-docs bench bench-native fuzz soak lock audit clean
+.PHONY: help demo test test-all serve native train lint check proto config-docs bench bench-short bench-native fuzz soak lock audit clean
 
 help: ## print this help
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -69,6 +69,14 @@ proto: | $(BIN)/python ## generate the stubs again after an edit of a .proto fil
 
 bench: $(DEV) bench-native ## measure, beside the ceilings, in one run
 	$(BIN)/python -m benchmarks
+
+SHORT := $(BIN)/python -m benchmarks --short --update --server-flags 'native=--transport native'
+AIO := --server-flags 'aio=--transport aio'
+bench-short: $(DEV) native bench-native ## a quarter of an hour of it, on grpc.aio, native and int8 (TRITON=VENV: beside Triton too)
+	$(SHORT) --only frames messages unary chunks $(AIO) --server-flags 'int8=--transport native --precision int8'
+	$(SHORT) --only bits many mixed arrivals hold beside overload memory
+	$(SHORT) --only generate $(AIO)
+	$(if $(TRITON),$(SHORT) --only triton --triton $(TRITON))
 
 bench-native: ## build the load generator of `make bench` (C++; needs cmake and libgrpc++-dev)
 	cmake -S benchmarks/native -B build/native

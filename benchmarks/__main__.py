@@ -1,4 +1,4 @@
-"""Measures Cellar beside its ceilings in one run and writes RESULTS.md (`make bench`; --quick for a short look)."""
+"""Measures Cellar beside its ceilings in one run and writes RESULTS.md (`make bench`; --quick for a look)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.report import Line, page, write_json
+from benchmarks.report import Line, page, updated, write_json
 from benchmarks.serving import ROOT
 from benchmarks.stand import Scale, Stand
 from benchmarks.workloads import WORKLOADS
@@ -38,7 +38,7 @@ def servers(given: Sequence[str]) -> dict[str, list[str]]:
 
 def scale(given: argparse.Namespace) -> Scale:
     """Windows and counts of a full run or of a look, with what was given in particular."""
-    chosen = Scale.quick() if given.quick else Scale()
+    chosen = Scale.quick() if given.quick else Scale.short() if given.short else Scale()
     wanted = {"num_pairs": given.pairs, "num_sessions": given.sessions, "hold_s": given.hold_s}
     return dataclasses.replace(chosen, **{key: value for key, value in wanted.items() if value is not None})
 
@@ -46,6 +46,8 @@ def scale(given: argparse.Namespace) -> Scale:
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="short windows, small counts: a look, no measurement")
+    parser.add_argument("--short", action="store_true", help="fewer windows: a measurement with a wider spread")
+    parser.add_argument("--update", action="store_true", help="keep the page's other sections as they are")
     parser.add_argument("--only", nargs="+", choices=WORKLOADS, default=list(WORKLOADS), help="which (default: all)")
     parser.add_argument(
         "--server-flags",
@@ -93,12 +95,12 @@ def main() -> int:
                 measure(stand, given.only, sections, took)
         finally:
             # also where a workload failed: what was measured before it is not lost
-            notes.append(
-                f"The whole run took {time.perf_counter() - begun:.0f} s{' (--quick)' if given.quick else ''}."
-            )
+            kind = " (--quick)" if given.quick else " (--short)" if given.short else ""
+            notes.append(f"The whole run took {time.perf_counter() - begun:.0f} s{kind}.")
             if len(took) < len(WORKLOADS):
                 notes.append(f"Only these workloads were run to their end: {', '.join(took) or 'none'}.")
-            given.output.write_text(page(sections, notes))
+            kept = given.output.read_text() if given.update and given.output.exists() else ""
+            given.output.write_text(updated(kept, page(sections, notes)))
             write_json(given.records, {"notes": notes, "seconds": took, **stand.records})
             print("", *notes, ", ".join(took), f"written to {given.output} and {given.records}", sep="\n")
     return 0

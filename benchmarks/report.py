@@ -6,6 +6,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from benchmarks.serving import ROOT
 
 PACKAGES = ["cellar-serving", "grpcio", "onnxruntime", "numpy", "protobuf", "uvloop"]
 HEAD = ["measured", "arm", "figure", "beside it", "ratio: median (quartiles)", "aim"]
+NOTES = "The last run"
 HOW = (
     "LSTM, 2 layers of 256, 64 inputs and outputs, float32, random weights, where no other model is named. The "
     "windows of the arms of a row alternate (AB, BA, ...) in one run with everything kept open; a ratio is that of "
@@ -82,7 +84,21 @@ def page(sections: Mapping[str, Sequence[Line]], notes: Sequence[str]) -> str:
     for title, lines in sections.items():
         text += [f"## {title}", "", "| " + " | ".join(HEAD) + " |", "| " + " | ".join(["---"] * len(HEAD)) + " |"]
         text += ["| " + " | ".join(line.cells()) + " |" for line in lines] + [""]
-    return "\n".join([*text, *[f"- {note}" for note in notes], ""])
+    return "\n".join([*text, f"## {NOTES}", "", *[f"- {note}" for note in notes], ""])
+
+
+def updated(old: str, new: str) -> str:
+    """The new page, and the old one's sections where the new one has none of their title."""
+    (_, theirs), (head, ours) = _sections(old), _sections(new)
+    notes = ours.pop(NOTES, "")
+    theirs.pop(NOTES, "")
+    return "".join([head, *{**theirs, **ours}.values(), notes])
+
+
+def _sections(text: str) -> tuple[str, dict[str, str]]:
+    """What stands before the first section, and each section by its title."""
+    head, *parts = re.split(r"^(?=## )", text, flags=re.MULTILINE)
+    return head, {part.splitlines()[0].removeprefix("## "): part for part in parts}
 
 
 def write_json(path: Path, records: Mapping[str, Any]) -> None:

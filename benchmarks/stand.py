@@ -27,7 +27,8 @@ class BitsError(RuntimeError):
 
 @dataclass(frozen=True)
 class Scale:
-    """How much is measured: pairs of windows where an aim hangs on them and elsewhere, seconds of each window."""
+    """How much is measured: pairs of windows where an aim hangs on them and elsewhere, seconds of each window; searches
+    of the highest load, and halvings in each; loads of arrivals."""
 
     num_pairs: int = 30
     few_pairs: int = 5
@@ -36,13 +37,20 @@ class Scale:
     hold_s: float = 4.0
     overload_s: float = 20.0
     halvings: int = 5
+    num_searches: int = 3
+    loads: Sequence[float] = (0.5, 0.8, 1.2, 1.5)
     num_sequences: int = 20_000
     num_sessions: int = 1_000_000
 
     @staticmethod
     def quick() -> Scale:
         """A look, no measurement."""
-        return Scale(2, 2, 0.3, 1.0, 1.0, 2.0, 2, 1000, 10_000)
+        return Scale(2, 2, 0.3, 1.0, 1.0, 2.0, 2, 1, num_sequences=1000, num_sessions=10_000)
+
+    @staticmethod
+    def short() -> Scale:
+        """A measurement in a quarter of an hour."""
+        return Scale(num_pairs=10, few_pairs=4, span_s=3.0, num_searches=2, loads=(0.8,))
 
 
 @dataclass

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from benchmarks.report import Line
 from benchmarks.stand import Stand
-from benchmarks.workloads import bits, files, generations, messages, opening, sequences, triton
+from benchmarks.workloads import arrivals, bits, files, generations, messages, opening, sequences, triton
 
 
 @dataclass(frozen=True)
@@ -28,10 +28,10 @@ WORKLOADS = {
     "many": Workload("From 64 to 4,096 sessions", messages.many),
     "mixed": Workload("Whole sequences of mixed length, saturated", sequences.mixed),
     "equal": Workload("Whole sequences of equal length, saturated (control: nothing to win)", sequences.equal),
-    "arrivals": Workload("Whole sequences of mixed length that arrive at random", sequences.arriving),
-    "hold": Workload("The highest load at which p99 stays under 50 ms", sequences.holding),
-    "beside": Workload("Nine short sequences to one long", sequences.beside),
-    "overload": Workload("Overload", sequences.overload),
+    "arrivals": Workload("Whole sequences of mixed length that arrive at random", arrivals.arriving),
+    "hold": Workload("The highest load at which p99 stays under 50 ms", arrivals.holding),
+    "beside": Workload("Nine short sequences to one long", arrivals.beside),
+    "overload": Workload("Overload", arrivals.overload),
     "generate": Workload("Generations that join late", generations.generating),
     "triton": Workload("Beside Triton", triton.beside_triton),
     "opening": Workload("Opening and closing sessions", opening.opening),

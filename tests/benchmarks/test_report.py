@@ -4,7 +4,7 @@ import pytest
 
 from benchmarks.__main__ import parse, scale, servers
 from benchmarks.ratios import ratio_of, rounds
-from benchmarks.report import Line, page
+from benchmarks.report import Line, page, updated
 from benchmarks.workloads import WORKLOADS
 
 
@@ -45,6 +45,22 @@ def test_the_page_has_a_table_a_section():
     assert text.endswith("- noted\n")
 
 
+def test_a_page_is_updated_section_by_section():
+    def line(said):
+        return [Line("m", "a", said)]
+
+    old = page({"First": line("old 1"), "Second": line("old 2")}, ["old note"])
+    new = updated(old, page({"Second": line("new 2"), "Third": line("new 3")}, ["new note"]))
+    assert [title for title in ("old 1", "old 2", "new 2", "new 3", "old note", "new note") if title in new] == [
+        "old 1",
+        "new 2",
+        "new 3",
+        "new note",
+    ]
+    assert new.index("## First") < new.index("## Second") < new.index("## Third")
+    assert updated("", old) == old == updated(old, old)
+
+
 def test_servers_are_named_by_their_flags():
     assert servers([]) == {"Cellar": []}
     assert servers(["--spin true"]) == {"Cellar": ["--spin", "true"]}
@@ -54,8 +70,8 @@ def test_servers_are_named_by_their_flags():
 
 
 def test_a_look_is_shorter_and_what_is_given_counts():
-    full, quick = scale(parse([])), scale(parse(["--quick"]))
-    assert full.num_pairs >= 30 > quick.num_pairs
+    full, short, quick = (scale(parse(given)) for given in ([], ["--short"], ["--quick"]))
+    assert full.num_pairs >= 30 > short.num_pairs > quick.num_pairs
     assert scale(parse(["--quick", "--pairs", "7", "--hold-s", "60"])).num_pairs == 7
     assert scale(parse(["--hold-s", "60"])).hold_s == 60
 
