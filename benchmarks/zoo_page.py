@@ -5,22 +5,19 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
-from cellar_proto.v1.manifest_pb2 import Manifest, Mode
-from google.protobuf import json_format
-
 from benchmarks.serving import ROOT, ZOO
+from benchmarks.zoo_card import cards
 
 PAGE = ROOT / "docs" / "zoo.md"
 _HEAD = """# The zoo
 
 Made from the manifests and cards by `python -m benchmarks.zoo_page`. Each model's card (its name leads there) says what
 it was measured on, what was tried, what it does not reach and how to make it again; `make train` makes all of them.
-The first measure of each card stands here, beside the baselines; int8 is that measure of the `--precision int8` form.
+int8 is the first measure of the `--precision int8` form.
 
-| model | mode | what it does | measure | baselines | parameters | ms a step | MB | int8 |
+| model | mode | what it does | measures | baselines | parameters | ms a step | MB | int8 |
 |---|---|---|---|---|---|---|---|---|
 """
 _TAIL = """
@@ -32,57 +29,23 @@ a shared machine: compare loosely.
 | model | data | licence |
 |---|---|---|
 """
-_MODES = {
-    Mode.ONE_TO_ONE: "one-to-one",
-    Mode.ONE_TO_MANY: "one-to-many",
-    Mode.MANY_TO_ONE: "many-to-one",
-    Mode.MANY_TO_MANY_ALIGNED: "many-to-many, aligned",
-    Mode.MANY_TO_MANY_ENCODER_DECODER: "many-to-many, encoder-decoder",
-}
 
 
 def page(zoo: Path = ZOO) -> str:
     """The whole text."""
     rows, licences = [], []
-    for folder in sorted(path.parent for path in zoo.glob("*/*/manifest.json")):
-        manifest = json_format.Parse((folder / "manifest.json").read_text("utf-8"), Manifest())
-        card = (folder / "CARD.md").read_text("utf-8")
+    for card in cards(zoo):
+        manifest = card.manifest
         link = f"[{manifest.name}](../models/zoo/{manifest.name}/{manifest.version}/CARD.md)"
-        megabytes = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 1e6
+        megabytes = sum(path.stat().st_size for path in card.folder.rglob("*") if path.is_file()) / 1e6
+        measures = "; ".join(f"{name} **{value:.4g}**" for name, value in card.measures.items()) + f" ({card.unit})"
+        baselines = "; ".join(f"{name} {value:.4g}" for name, value in card.baselines.items())
         what = manifest.description.replace("|", "/")
-        cells = [link, _MODES[manifest.mode], what, *_measures(card), f"{manifest.num_parameters:,}"]
-        rows.append("| " + " | ".join([*cells, _ms(card), f"{megabytes:.1f}", _int8(card)]) + " |")
+        cells = [link, card.mode, what, measures, baselines, f"{manifest.num_parameters:,}", card.ms_per_step]
+        int8 = f"{float(card.int8):.4g}" if card.int8 else "no: see the card"
+        rows.append("| " + " | ".join([*cells, f"{megabytes:.1f}", int8]) + " |")
         licences.append(f"| {manifest.name} | {manifest.data} | {manifest.licence} |")
     return _HEAD + "\n".join(rows) + "\n" + _TAIL + "\n".join(licences) + "\n"
-
-
-def _number(text: str) -> str:
-    return f"{float(text):.4g}"
-
-
-def _measures(card: str) -> tuple[str, str]:
-    """The first measure with its unit, and the baselines."""
-    unit = re.search(r"^\| measure \((.*)\) \| value \|$", card, re.MULTILINE)
-    first = re.search(r"^\| \*\*(.+?)\*\* \| \*\*(.+?)\*\* \|$", card, re.MULTILINE)
-    assert unit
-    assert first
-    baselines = re.findall(r"^\| baseline: (.+?) \| ([-\d.]+) \|$", card, re.MULTILINE)
-    return (
-        f"{first[1]} **{_number(first[2])}** ({unit[1]})",
-        "; ".join(f"{name} {_number(value)}" for name, value in baselines),
-    )
-
-
-def _ms(card: str) -> str:
-    found = re.search(r"one step of one row: ([\d.]+) ms", card)
-    return found[1] if found else ""
-
-
-def _int8(card: str) -> str:
-    found = re.search(
-        r"^\| measure .* \| float32 \| int8 \|\n\|---\|---\|---\|\n\| .+? \| .+? \| (.+?) \|$", card, re.MULTILINE
-    )
-    return _number(found[1]) if found else "no: see the card"
 
 
 if __name__ == "__main__":

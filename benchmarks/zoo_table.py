@@ -2,36 +2,25 @@
 
 from __future__ import annotations
 
-import json
-import re
 import sys
 from pathlib import Path
 
 from benchmarks.serving import ROOT, ZOO
-
-MODES = {
-    "ONE_TO_ONE": "one-to-one",
-    "ONE_TO_MANY": "one-to-many",
-    "MANY_TO_ONE": "many-to-one",
-    "MANY_TO_MANY_ALIGNED": "many-to-many",
-    "MANY_TO_MANY_ENCODER_DECODER": "many-to-many, encoder-decoder",
-}
-_METRIC = re.compile(r"^\| \*\*(.+?)\*\* \| \*\*(.+?)\*\* \|$", re.MULTILINE)
-_BASELINE = re.compile(r"^\| baseline: (.+?) \| (.+?) \|$", re.MULTILINE)
+from benchmarks.zoo_card import cards
 
 
 def table(zoo: Path = ZOO) -> str:
-    """One row a model: mode, network, the card's metric and its baselines."""
-    lines = ["| model | mode | network | on held-out data | baselines | beats its naive baseline |"]
-    lines.append("|---|---|---|---|---|---|")
-    for path in sorted(zoo.glob("*/*/manifest.json")):
-        manifest, card = json.loads(path.read_text()), (path.parent / "CARD.md").read_text()
-        metrics = ", ".join(f"{name} {float(value):.4g}" for name, value in _METRIC.findall(card))
-        baselines = ", ".join(f"{name} {float(value):.4g}" for name, value in _BASELINE.findall(card))
-        mode, beats = MODES[manifest["mode"]], "yes" if "It beats its naive baseline" in card else "no"
-        lines.append(
-            f"| {manifest['name']} | {mode} | {manifest['architecture']} | {metrics} | {baselines} | {beats} |"
-        )
+    """One row a model: mode, a measure on held-out data, the best baseline, the best published figure."""
+    lines = ["| model | mode | on held-out data | best baseline | published |", "|---|---|---|---|---|"]
+    for card in cards(zoo):
+        found = card.comparison()
+        others = [
+            "" if each is None else f"{each[1]:.4g} ({each[0].replace(', published', '')})"
+            for each in (found.baseline, found.published)
+        ]
+        link = f"[{card.manifest.name}](models/zoo/{card.manifest.name}/{card.manifest.version}/CARD.md)"
+        measure = f"{found.measure[0]} **{found.measure[1]:.4g}**"
+        lines.append("| " + " | ".join([link, card.mode, measure, *others]).rstrip() + " |")
     return "\n".join(lines)
 
 
