@@ -1,8 +1,8 @@
 """Client of Cellar: trained recurrent networks over gRPC, whose hidden state the server keeps."""
 
-from cellar_client.aio import AsyncClient, AsyncSession
-from cellar_client.beams import Beam, beam_search
-from cellar_client.client import Client, Session
+from cellar_client.aio import AsyncClient, AsyncFrameStream, AsyncGeneration, AsyncSession
+from cellar_client.beams import Beam, async_beam_search, beam_search
+from cellar_client.client import Client, FrameStream, Generation, Session
 from cellar_client.credentials import Credentials
 from cellar_client.emissions import Emissions
 from cellar_client.errors import (
@@ -24,13 +24,15 @@ from cellar_client.errors import (
     Unauthenticated,
     Unavailable,
 )
+from cellar_client.frame import FrameAnswer
 from cellar_client.messages import ModelInfo, SessionInfo, Token
-from cellar_client.stream import FrameAnswer, FrameStream
 from cellar_client.surprisal import Surprisal
 
 __all__ = [
     "AnswerExpired",
     "AsyncClient",
+    "AsyncFrameStream",
+    "AsyncGeneration",
     "AsyncSession",
     "Beam",
     "CellarError",
@@ -40,6 +42,7 @@ __all__ = [
     "Emissions",
     "FrameAnswer",
     "FrameStream",
+    "Generation",
     "ModelInfo",
     "ModelNotFound",
     "NonFiniteInput",
@@ -59,5 +62,6 @@ __all__ = [
     "Token",
     "Unauthenticated",
     "Unavailable",
+    "async_beam_search",
     "beam_search",
 ]

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-from cellar_proto.v1 import sessions_pb2
 
+from cellar_client.aio import AsyncClient
 from cellar_client.client import Client
+from cellar_client.drivers import run
 from cellar_client.errors import SessionNotFound
-from cellar_client.messages import mint_id, mint_token
+from cellar_client.messages import Token, mint_id
+from cellar_client.verbs import Verbs
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,11 @@ class _Way:
     total: float
     alternatives: list[tuple[int, float]]
 
+    @property
+    def drawn(self) -> int:
+        """What its session emitted behind `ids`."""
+        return self.alternatives[0][0]
+
 
 def beam_search(
     client: Client,
@@ -51,47 +59,57 @@ def beam_search(
     chosen. A way is a session: where several lead on from one, it is forked, and each fork is told its next emission.
     The sessions are closed at the end. CellarError of the calls.
     """
-    manifest = client.model(model, version).manifest
-    assert manifest is not None
-    end_id = manifest.generation.end_id
-    most = max(1, min(max_steps, manifest.generation.max_steps - 1))
-    alive: set[str] = set()
+    return run(_Search(client, model, condition, num_beams, version).beams(max_steps))
 
-    def step(session: str, ids: tuple[int, ...], text: str, total: float, next_id: int | None) -> _Way:
-        alive.add(session)
-        # where an emission is chosen the session holds it, and takes the step behind it
-        held = 0 if next_id is None else len(ids) - 1
-        generation = client.generate(
-            model,
-            condition,
-            session_id=session,
-            position=held,
-            max_steps=len(ids) + 1,
-            num_alternatives=num_beams,
-            next_id=next_id,
-            version=version,
-        )
-        tokens = list(generation)
-        chosen = "".join(token.text for token in tokens if token.position < len(ids))
-        return _Way(session, ids, text + chosen, total, generation.alternatives)
 
-    def close(session: str) -> None:
-        alive.discard(session)
-        with suppress(SessionNotFound):
-            client.close_session(session)
+async def async_beam_search(
+    client: AsyncClient,
+    model: str,
+    condition: str | bytes | np.ndarray = "",
+    *,
+    num_beams: int = 4,
+    max_steps: int = 60,
+    version: int = 0,
+) -> list[Beam]:
+    """`beam_search`, awaited."""
+    return await _Search(client, model, condition, num_beams, version).beams(max_steps)
 
-    def grow(way: _Way, id: int, total: float, *, is_last: bool) -> _Way:
-        session = way.session
-        if not (is_last and id == way.alternatives[0][0]):  # else it stands there already
-            session = _fork(client, way.session)
-        return step(session, (*way.ids, id), way.text, total, id)
 
-    done: list[Beam] = []
-    try:
-        ways = [step(mint_id(), (), "", 0.0, None)]
-        while ways and len(done) < num_beams:
+class _Search:
+    """One beam search, however its client is driven."""
+
+    def __init__(
+        self,
+        client: Verbs[Any, Any, Any],
+        model: str,
+        condition: str | bytes | np.ndarray,
+        num_beams: int,
+        version: int,
+    ) -> None:
+        self._client = client
+        self._model, self._version = model, version
+        self._condition = condition
+        self._num_beams = num_beams
+        self._alive: set[str] = set()
+
+    async def beams(self, max_steps: int) -> list[Beam]:
+        """The best beams; no session of the search stays open."""
+        manifest = (await self._client._model(self._model, self._version)).manifest
+        assert manifest is not None
+        most = max(1, min(max_steps, manifest.generation.max_steps - 1))
+        try:
+            done = await self._search(manifest.generation.end_id, most)
+        finally:
+            for session in list(self._alive):
+                await self._close(session)
+        return sorted(done, key=lambda beam: -beam.score)[: self._num_beams]
+
+    async def _search(self, end_id: int, most: int) -> list[Beam]:
+        done: list[Beam] = []
+        ways = [await self._step(mint_id(), (), "", 0.0, None)]
+        while ways and len(done) < self._num_beams:
             found = [(way.total + value, way, id) for way in ways for id, value in way.alternatives]
-            found = sorted(found, key=lambda each: -each[0])[:num_beams]
+            found = sorted(found, key=lambda each: -each[0])[: self._num_beams]
             for total, way, id in found:
                 if id == end_id:
                     done.append(Beam(way.text, way.ids, total / (len(way.ids) + 1), True))
@@ -99,20 +117,44 @@ def beam_search(
             for way in ways:
                 on = [(total, id) for total, source, id in found if source is way and id != end_id]
                 # what was drawn comes last: it needs no fork, and to go on with it moves what the others are forked of
-                on.sort(key=lambda each: each[1] == way.alternatives[0][0])
+                on.sort(key=lambda each: each[1] == way.drawn)
                 if on and len(way.ids) >= most:
                     done.append(Beam(way.text, way.ids, way.total / len(way.ids), False))
                     on = []
-                grown += [grow(way, id, total, is_last=i == len(on) - 1) for i, (total, id) in enumerate(on)]
+                for i, (total, id) in enumerate(on):
+                    grown.append(await self._grow(way, id, total, is_last=i == len(on) - 1))
                 if way.session not in {each.session for each in grown}:
-                    close(way.session)
+                    await self._close(way.session)
             ways = grown
-    finally:
-        for session in list(alive):
-            close(session)
-    return sorted(done, key=lambda beam: -beam.score)[:num_beams]
+        return done
 
+    async def _grow(self, way: _Way, id: int, total: float, *, is_last: bool) -> _Way:
+        session = way.session
+        if not (is_last and id == way.drawn):  # else it stands there already
+            session = (await self._client._fork_session(way.session)).id
+        return await self._step(session, (*way.ids, id), way.text, total, id)
 
-def _fork(client: Client, session: str) -> str:
-    request = sessions_pb2.ForkSessionRequest(id=session, new_id=mint_id(), request_token=mint_token())
-    return str(client._ask("sessions", "ForkSession", request).id)
+    async def _step(self, session: str, ids: tuple[int, ...], text: str, total: float, next_id: int | None) -> _Way:
+        self._alive.add(session)
+        # where an emission is chosen the session holds it, and takes the step behind it
+        held = 0 if next_id is None else len(ids) - 1
+        generation = self._client.generate(
+            self._model,
+            self._condition,
+            session_id=session,
+            position=held,
+            max_steps=len(ids) + 1,
+            num_alternatives=self._num_beams,
+            next_id=next_id,
+            version=self._version,
+        )
+        tokens: list[Token] = []
+        while (token := await generation._token()) is not None:
+            tokens.append(token)
+        chosen = "".join(token.text for token in tokens if token.position < len(ids))
+        return _Way(session, ids, text + chosen, total, generation.alternatives)
+
+    async def _close(self, session: str) -> None:
+        self._alive.discard(session)
+        with suppress(SessionNotFound):
+            await self._client._close_session(session)

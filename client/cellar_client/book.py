@@ -8,9 +8,9 @@ from typing import Any
 from cellar_proto.v1.inference_pb2 import Answer, Frame, OpenedSessions, OpenSessions, StreamRequest
 from cellar_proto.v1.sessions_pb2 import SessionOptions
 
+from cellar_client.codec import Codec
 from cellar_client.emissions import Emissions
 from cellar_client.errors import SessionClosed, from_error
-from cellar_client.messages import Codec
 from cellar_client.replay import Chunk, Replay
 
 
@@ -71,7 +71,8 @@ class SessionBook:
         if answer.durable_positions:
             self._stored(column(answer.durable_positions, len(answer.handles))[row])
         at = sum(lengths[:row])
-        return self._codec.decode(answer.outputs)[at : at + lengths[row]]
+        emissions: Emissions = self._codec.decode(answer.outputs)[at : at + lengths[row]]
+        return emissions
 
 
 def column(values: Sequence[int], count: int) -> Sequence[int]:

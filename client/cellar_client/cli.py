@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """0: done; 1: refused, with the reason in one line on standard error; 2: wrong usage."""
     options = _parser().parse_args(arguments)
     try:
-        return options.run(options)
+        return int(options.run(options))
     except CellarError as error:
         print(f"cellar: {error.name}: {error.message}", file=sys.stderr)
     except (OSError, ValueError) as error:
@@ -259,7 +259,8 @@ def _surprisal(options: argparse.Namespace) -> int:
     total = count = 0.0
     with _client(options) as client, client.session(options.model) as session:
         reader = Surprisal(session, client.model(options.model))
-        while data := sys.stdin.buffer.read1(4096):
+        stdin: Any = sys.stdin.buffer
+        while data := stdin.read1(4096):
             for character, nats in reader.take(data):
                 total, count = total + nats, count + 1
                 print(

@@ -62,7 +62,7 @@ _FLAGS = {
 def add_arguments(parser: argparse.ArgumentParser, **options: Any) -> None:
     """Flags of a command; each may also come from the environment."""
     for name, help in _FLAGS.items():
-        how = {"action": "store_true"} if name == "tls" else {"metavar": help.partition(" ")[0]}
+        how: dict[str, Any] = {"action": "store_true"} if name == "tls" else {"metavar": help.partition(" ")[0]}
         text = help if name == "tls" else help.partition(" ")[2]
         parser.add_argument("--" + name.replace("_", "-"), help=f"{text} ({_variable(name)})", **how, **options)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -22,6 +22,11 @@ class Emissions(np.ndarray):
 
     def __array_finalize__(self, source: Any) -> None:
         self.classes = getattr(source, "classes", ())
+
+    if TYPE_CHECKING:
+
+        def __getitem__(self, key: Any) -> Any:
+            """Emissions with the same classes, or a number."""
 
     @property
     def labels(self) -> list[str]:

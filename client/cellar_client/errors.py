@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import grpc
 from cellar_proto.v1 import reason_pb2
@@ -229,10 +230,11 @@ def from_error(error: reason_pb2.Error) -> CellarError:
 
 def from_rpc(error: grpc.RpcError) -> CellarError:
     """The exception of a failed call: by the Error in its trailing metadata, else by its bare code."""
-    for key, value in error.trailing_metadata() or ():  # type: ignore[attr-defined]
+    call: Any = error  # what is raised is also the call, which no type says
+    for key, value in call.trailing_metadata() or ():
         if key == ERROR_KEY:
             return from_error(reason_pb2.Error.FromString(value))
-    code, details = error.code(), error.details() or ""  # type: ignore[attr-defined]
+    code, details = call.code(), call.details() or ""
     if code == grpc.StatusCode.DEADLINE_EXCEEDED:
         return DeadlineExceeded("the call's time was over before its answer came")
     if code == grpc.StatusCode.CANCELLED:

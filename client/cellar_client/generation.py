@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections import deque
+
 import numpy as np
 from cellar_proto.v1.inference_pb2 import GenerateRequest, GenerateResponse
 from cellar_proto.v1.sampling_pb2 import FinishReason, Sampling
 from cellar_proto.v1.tensor_pb2 import Tensor
 
-from cellar_client.errors import CellarError, SessionNotFound
+from cellar_client.calls import Calls
+from cellar_client.errors import CellarError, SessionNotFound, typed
 from cellar_client.messages import Token
 from cellar_client.replay import Patience
 
@@ -22,12 +25,12 @@ def generate_request(
     num_alternatives: int = 0,
     next_id: int | None = None,
 ) -> GenerateRequest:
-    is_text = isinstance(condition, str | bytes)
+    text = condition.encode() if isinstance(condition, str) else condition
     return GenerateRequest(
         model=model,
         version=version,
-        text=(condition.encode() if isinstance(condition, str) else condition) if is_text else b"",
-        condition=None if is_text else Tensor(data=np.ascontiguousarray(condition).tobytes()),
+        text=text if isinstance(text, bytes) else b"",
+        condition=None if isinstance(text, bytes) else Tensor(data=np.ascontiguousarray(text).tobytes()),
         sampling=options,
         session_id=session_id,
         position=position,
@@ -40,8 +43,9 @@ class GenerationBook:
     """A generation that survives its call: what it emits follows from its condition, options and seed, so a broken call
     is made again, and goes on behind the last emission held.
 
-    `text` so far, `seed`, `finish` ("end", "max_steps", "stop"; "" while it goes on), `position`: emissions held;
-    `alternatives`: (id, log-probability) of the most likely ids of the last step, the end's too, where asked for.
+    `id`: of the session in which the server keeps it, "" where it does not; `text` so far, `seed`, `finish` ("end",
+    "max_steps", "stop"; "" while it goes on), `position`: emissions held; `alternatives`: (id, log-probability) of the
+    most likely ids of the last step, the end's too, where asked for.
     """
 
     def __init__(self, request: GenerateRequest, timeout_s: float, num_servers: int = 1) -> None:
@@ -54,6 +58,21 @@ class GenerationBook:
         self.finish = ""
         self.position = request.position
         self.alternatives: list[tuple[int, float]] = []
+
+    @property
+    def id(self) -> str:
+        """By which `generate` goes on with it and `fork_session` copies it; "" where the server does not keep it."""
+        return self._request.session_id
+
+    @property
+    def is_ended(self) -> bool:
+        """Nothing follows the emissions held: `finish` says why."""
+        return bool(self.finish)
+
+    def __repr__(self) -> str:
+        kept = f"{self.id!r} " if self.id else ""
+        how = self.finish or "goes on"
+        return f"{type(self).__name__}({kept}of {self._request.model}, position {self.position}, {how}: {self.text!r})"
 
     def _tokens(self, response: GenerateResponse) -> list[Token]:
         """The new emissions of one message. A message's text stands with its last emission."""
@@ -89,3 +108,39 @@ class GenerationBook:
                 self._request.ClearField("next_id")
             self._request.position = self.position
         return pause_s
+
+
+class GenerationCore(GenerationBook):
+    """A running generation: tokens, one by one. See GenerationBook for its attributes."""
+
+    def __init__(self, client: Calls, request: GenerateRequest, timeout_s: float) -> None:
+        super().__init__(request, timeout_s, len(client._links))
+        self._client = client
+        self._ready: deque[Token] = deque()
+        self._begin()
+
+    def _begin(self) -> None:
+        client = self._client
+        self._link = client._links.current
+        metadata = client._metadata if self._request.session_id else client._free_metadata
+        self._call = self._link.inference.Generate(self._request, timeout=self._patience.left_s, metadata=metadata)
+        self._messages = client._transport.messages(self._call)
+
+    async def _token(self) -> Token | None:
+        """The next emission; None behind the last one. A call that breaks when the end was told is not made again."""
+        transport = self._client._transport
+        while not self._ready:
+            try:
+                with typed():
+                    response = await transport.next(self._messages)
+            except CellarError as error:
+                if self.is_ended:
+                    return None
+                await transport.pause(self._pause_s(error))
+                self._client._links.leave(self._link, error, self._patience.num_pauses)
+                self._begin()
+                continue
+            if response is None:
+                return None
+            self._ready.extend(self._tokens(response))
+        return self._ready.popleft()

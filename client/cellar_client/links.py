@@ -42,6 +42,11 @@ class Links:
         return len(self._addresses)
 
     @property
+    def addresses(self) -> list[str]:
+        """Of the servers, in the order in which they are tried."""
+        return list(self._addresses)
+
+    @property
     def current(self) -> Link:
         """The server in use."""
         address = self._addresses[self._at]

@@ -17,6 +17,9 @@ from cellar_client.errors import CellarError, InvalidRequest
 from cellar_client.groups import Unit
 from cellar_client.messages import ModelInfo
 
+# the steps of each row: of numbers, one array [rows, 1, ...]
+Steps = Sequence[Any] | np.ndarray
+
 
 @dataclass(frozen=True)
 class Options:
@@ -89,7 +92,7 @@ class Scorer:
 
     # -- in ------------------------------------------------------------------------------------------------------
 
-    def read(self, batch: pa.RecordBatch) -> tuple[Sequence[Any], dict[int, CellarError]]:
+    def read(self, batch: pa.RecordBatch) -> tuple[Steps, dict[int, CellarError]]:
         """The sequence of each row, and why some rows have none. Rows of numbers are one array [rows, 1, ...]."""
         if self.text is not None:
             texts = batch.column(self.text).to_pylist()
@@ -196,7 +199,7 @@ class Scorer:
         if session is not None:
             session.close()
 
-    def _joined(self, rows: Sequence[Any], errors: dict[int, CellarError], start: int, end: int) -> np.ndarray | None:
+    def _joined(self, rows: Steps, errors: dict[int, CellarError], start: int, end: int) -> np.ndarray | None:
         """The steps of rows `start` to `end` behind one another; None where a row has none or another shape."""
         if errors and any(i in errors for i in range(start, end)):
             return None
@@ -207,12 +210,12 @@ class Scorer:
         except (ValueError, TypeError):
             return None
 
-    def _put(self, rows: Sequence[Any], start: int, end: int, emissions: Emissions, answers: Answers) -> None:
+    def _put(self, rows: Steps, start: int, end: int, emissions: Emissions, answers: Answers) -> None:
         """Gives each row the last emission of its steps."""
         ends = np.cumsum([len(row) for row in rows[start:end]]) - 1
         answers.last[start:end] = np.asarray(emissions).reshape(-1, self.output_size)[ends]
 
-    def _row_by_row(self, rows: Sequence[Any], start: int, end: int, answers: Answers) -> None:
+    def _row_by_row(self, rows: Steps, start: int, end: int, answers: Answers) -> None:
         """A group in which a row cannot be taken in: that one is left out, the state goes on from the one before it."""
         try:
             with self.client.session(self.options.model, version=self.options.version) as session:
@@ -220,7 +223,7 @@ class Scorer:
         except CellarError as error:
             answers.errors |= {i: answers.errors.get(i, error) for i in range(start, end)}
 
-    def _steps(self, session: Session, rows: Sequence[Any], start: int, end: int, answers: Answers) -> None:
+    def _steps(self, session: Session, rows: Steps, start: int, end: int, answers: Answers) -> None:
         for i in range(start, end):
             if i not in answers.errors:
                 try:
@@ -257,7 +260,7 @@ class Scorer:
 
 
 def _is_number(kind: pa.DataType) -> bool:
-    return pa.types.is_integer(kind) or pa.types.is_floating(kind)
+    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind))
 
 
 def _row(values: tuple[Any, ...]) -> Any:

@@ -16,9 +16,10 @@ import numpy as np
 import pytest
 from cellar_client import AsyncClient, CellarError, Client, Emissions
 from cellar_client.cli import main
+from cellar_client.codec import Codec
+from cellar_client.drivers import run
 from cellar_client.errors import CLASSES, from_error
 from cellar_client.frames import FrameBook
-from cellar_client.messages import Codec
 from cellar_client.replay import Chunk, Replay
 from cellar_proto.v1.inference_pb2 import Answer, FrameError, OpenedSessions
 from cellar_proto.v1.reason_pb2 import Error, Reason
@@ -129,6 +130,22 @@ def test_a_session_is_exported_and_goes_on_elsewhere(client: Client) -> None:
         client.import_session(b"\xff\xff")
 
 
+def test_a_session_is_forked_by_its_id(client: Client) -> None:
+    with client.session("counter", id="origin") as session:
+        session.step([1, 2])
+        forked = client.fork_session("origin", id="copy")
+        assert (forked.id, forked.model, forked.position) == ("copy", "counter", 1)
+        with client.resume("copy", keep=False) as copy:
+            assert copy.step([1, 1]).tolist() == [[2, 3]]
+        with client.resume(client.fork_session("origin").id, keep=False) as minted:
+            assert minted.step([0, 1]).tolist() == [[1, 3]]
+        assert repr(session) == "Session('origin' of counter, position 1)"
+    with pytest.raises(cellar_client.SessionClosed):
+        client.fork_session("origin")
+    with pytest.raises(cellar_client.SessionNotFound):
+        client.fork_session("never was")
+
+
 def test_a_session_may_end_with_its_connection(client: Client, address: str) -> None:
     with Client(address) as other:
         brief = other.session("counter", grace_s=0, keep=True)
@@ -144,16 +161,8 @@ def test_a_session_may_end_with_its_connection(client: Client, address: str) -> 
     client.resume(lasting.id, keep=False).close()
 
 
-def test_both_clients_have_the_same_verbs() -> None:
-    def verbs(kind: type) -> set[str]:
-        return {name for name in dir(kind) if not name.startswith("_")}
-
-    assert verbs(Client) == verbs(AsyncClient)
-    assert verbs(cellar_client.Session) == verbs(cellar_client.AsyncSession)
-
-
 def test_a_refused_frame_sets_positions_back(client: Client) -> None:
-    book = FrameBook(client._codec("counter", 0))
+    book = FrameBook(run(client._codec("counter")))
     book._take_opened(OpenedSessions(ids=["a", "b"], handles=[1, 2], positions=[5, 7]))
     book._frame_request(1, np.ones((3, 2)), [1, 2], None, 0, False, False)
     assert book.positions.tolist() == [6, 9]
@@ -217,18 +226,14 @@ async def test_the_async_client_has_the_same_verbs(running: object) -> None:
             twin = await client.import_session(await session.export())
             assert (await twin.state())["sums"].tolist() == [1, 2]
             assert (await twin.step([1, 1])).tolist() == [[2, 3]]
+            forked = await client.fork_session(twin.id)
+            assert (forked.id != twin.id, forked.position) == (True, twin.position)
+            await client.close_session(forked.id)
             await twin.close()
         async with await client.stream("counter") as stream:
             await stream.open(3)
             assert (await stream.step(np.ones((3, 2)))).outputs.tolist() == [[1, 1]] * 3
             await stream.close_sessions()
-
-
-def test_the_verbs_are_the_same() -> None:
-    def verbs(kind: type) -> set[str]:
-        return {name for name in vars(kind) if not name.startswith("_")}
-
-    assert verbs(Client) == verbs(AsyncClient)
 
 
 def test_emissions_know_their_classes() -> None:
@@ -304,6 +309,20 @@ async def test_sessions_of_many_tasks_share_a_stream_and_its_answers(address: st
     assert list(found) == [[k * (t + 1.0) for t in range(40)] for k in range(1, 9)]
 
 
+async def test_who_waits_on_a_stream_that_is_left_learns_of_it(address: str) -> None:
+    async with AsyncClient(address, timeout=60) as client, await client.session("counter") as session:
+        await session.step([1, 1])
+        wire = client._shared_wire()
+        inbox = wire.inbox()
+        wire._expect(1_000, inbox)  # an answer that will not come
+        waiting = asyncio.ensure_future(wire.take(inbox, 60))
+        await asyncio.sleep(0)
+        wire.cancel()
+        with pytest.raises(cellar_client.Unavailable):
+            await waiting
+        assert (await session.step([1, 1])).tolist() == [[2, 2]]
+
+
 def test_another_server_is_asked_where_the_first_does_not_answer(address: str) -> None:
     with Client(["127.0.0.1:1", address], timeout=10) as client:
         assert client.predict("counter", [1, 2]).tolist() == [[1, 2]]
@@ -336,7 +355,7 @@ def test_what_is_kept_to_be_sent_again_is_bounded() -> None:
 
 
 def test_a_frame_stream_waits_where_what_it_sent_is_not_durable(client: Client) -> None:
-    book = FrameBook(Codec(replace(client._codec("counter", 0).info, durability="interval")), max_bytes=60 + 4 * 1024)
+    book = FrameBook(Codec(replace(run(client._codec("counter")).info, durability="interval")), max_bytes=60 + 4 * 1024)
     book._take_opened(OpenedSessions(ids=["a", "b"], handles=[1, 2], positions=[0, 0]))
     for number in range(1, 6):
         book._frame_request(number, np.ones((2, 2)), None, None, 0, False, False)

@@ -10,6 +10,7 @@ import cellar_client
 import grpc
 import numpy as np
 import pytest
+from cellar_client.drivers import run
 from cellar_server.config import Config
 from cellar_server.front.callers import Callers
 from cellar_server.runtime.base import StartupError
@@ -69,9 +70,9 @@ def test_a_foreign_id_answers_exactly_as_an_unknown_one(server: Running) -> None
         verbs = {
             "get": lambda who, id: who.resume(id),
             "close": lambda who, id: who.close_session(id),
-            "fork": lambda who, id: cellar_client.Session(who, who._codec("counter"), id, 0, keep=True).fork(),
-            "export": lambda who, id: cellar_client.Session(who, who._codec("counter"), id, 0, keep=True).export(),
-            "step": lambda who, id: cellar_client.Session(who, who._codec("counter"), id, 1, keep=True).step(ONE),
+            "fork": lambda who, id: cellar_client.Session(who, run(who._codec("counter")), id, 0, keep=True).fork(),
+            "export": lambda who, id: cellar_client.Session(who, run(who._codec("counter")), id, 0, keep=True).export(),
+            "step": lambda who, id: cellar_client.Session(who, run(who._codec("counter")), id, 1, keep=True).step(ONE),
         }
         for name, verb in verbs.items():
             said = []

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import tritonclient.grpc as tritonclient
 from cellar_client.cli import main
+from cellar_client.drivers import run
 from cellar_client.errors import CellarError, NotAllowed, Unauthenticated, typed
 from cellar_proto.v1.inference_pb2 import StepRequest, StreamRequest
 from cellar_proto.v1.inference_pb2_grpc import InferenceStub
@@ -128,7 +129,7 @@ def test_callers_call_the_models_that_they_may(server: Running) -> None:
                 lambda who=who: who.sessions(all_callers=True),
             )
             with cellar_client.Client(server.address, token="bob") as other:
-                codec = other._codec("other")
+                codec = run(other._codec("other"))
             frames = cellar_client.FrameStream(who, codec, 5.0)
             with frames, pytest.raises(NotAllowed):
                 frames.open(1)

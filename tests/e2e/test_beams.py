@@ -41,13 +41,21 @@ def test_the_best_beam_is_what_its_emissions_say_and_no_session_stays(client):
             end = client.model("describe").manifest.generation.end_id
             total += chosen[end if id is None else id]
             if id is not None:
-                forked = cellar_client.beams._fork(client, session)
+                forked = client.fork_session(session).id
                 client.close_session(session)
                 session = forked
                 list(client.generate("describe", act, session_id=session, position=at, max_steps=at + 1, next_id=id))
         client.close_session(session)
         assert best.score == pytest.approx(total / (len(best.ids) + 1), abs=1e-4)
     assert client.model("describe").counters["sessions_live"] == open_before
+
+
+async def test_an_awaited_search_finds_the_same(client):
+    act = samples.acts()[1]
+    async with cellar_client.AsyncClient(client._links.addresses) as awaited:
+        found = await cellar_client.async_beam_search(awaited, "describe", act, num_beams=3)
+        assert await awaited.sessions("describe") == []
+    assert found == cellar_client.beam_search(client, "describe", act, num_beams=3)
 
 
 def test_a_search_stops_at_its_limit(client):

@@ -11,6 +11,7 @@ from pathlib import Path
 import cellar_client
 import numpy as np
 import pytest
+from cellar_client.drivers import run
 
 from benchmarks import network
 from benchmarks.serving import ZOO
@@ -164,10 +165,10 @@ def test_ids_are_taken_on_all_servers_and_retried_verbs_change_nothing_twice(rep
         close = CloseSessionRequest(id="taken", request_token=b"c" * 16)
         opening = OpenSessionRequest(model=network.NAME, id="again", request_token=b"o" * 16)
         for client in (two, one, two):
-            assert client._ask("sessions", "ForkSession", fork).position == 3
-            assert client._ask("sessions", "OpenSession", opening).position == 0
+            assert run(client._ask("sessions", "ForkSession", fork)).position == 3
+            assert run(client._ask("sessions", "OpenSession", opening)).position == 0
         for client in (one, two, one):
-            assert client._ask("sessions", "CloseSession", close).position == 3
+            assert run(client._ask("sessions", "CloseSession", close)).position == 3
         for client in (one, two):
             with pytest.raises(cellar_client.SessionClosed):
                 client.close_session("taken")

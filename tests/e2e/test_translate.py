@@ -4,6 +4,8 @@ import threading
 
 import cellar_client
 import pytest
+from cellar_client.drivers import run
+from cellar_proto.v1.sessions_pb2 import ExportSessionRequest
 
 from benchmarks import samples
 
@@ -59,13 +61,14 @@ def test_what_is_no_sentence_is_refused(client, text, reason):
 def test_a_kept_translation_shows_what_it_attends_to_and_is_forked(client, pairs):
     english = pairs[0][0]
     list(client.generate("translate", english, session_id="kept", max_steps=2))
-    blob = client._ask("sessions", "ExportSession", cellar_client.client.sessions_pb2.ExportSessionRequest(id="kept"))
-    parts = cellar_client.client.state_parts(blob.SerializeToString())
+    parts = cellar_client.messages.state_parts(
+        run(client._ask("sessions", "ExportSession", ExportSessionRequest(id="kept"))).SerializeToString()
+    )
     length = int(parts["source_length"][0])
     assert 2 <= length <= len(parts["source"])
     assert parts["source"][:length].any(axis=1).all()
     assert not parts["source"][length:].any()
-    copy = cellar_client.beams._fork(client, "kept")
+    copy = client.fork_session("kept").id
     rest = [
         [token.id for token in client.generate("translate", english, session_id=id, position=2, max_steps=60)]
         for id in ("kept", copy)

@@ -1,0 +1,98 @@
+"""What clients tell of generations, and what they do where a call breaks, against a server that breaks it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent import futures
+
+import cellar_client
+import grpc
+import pytest
+from cellar_client import AsyncClient, Client, Token
+from cellar_proto.v1 import inference_pb2_grpc
+from cellar_proto.v1.inference_pb2 import GenerateRequest, GenerateResponse
+from cellar_proto.v1.sampling_pb2 import FINISH_END
+
+
+class Breaking(inference_pb2_grpc.InferenceServicer):
+    """Says "a", "b", "c", and breaks each call behind as many emissions as it was told."""
+
+    def __init__(self) -> None:
+        self.breaks = [0]
+        self.requests: list[GenerateRequest] = []
+
+    def Generate(self, request: GenerateRequest, context: grpc.ServicerContext) -> Iterator[GenerateResponse]:
+        self.requests.append(request)
+        until = self.breaks.pop(0)
+        for position in range(request.position, until):
+            text = b"abc"[position : position + 1]
+            response = GenerateResponse(ids=[position], text=text, log_probabilities=[-1.0], position=position, seed=77)
+            if position == 2:
+                response.finish = FINISH_END
+            yield response
+        context.abort(grpc.StatusCode.UNAVAILABLE, "broken")
+
+
+@pytest.fixture
+def breaking() -> Iterator[tuple[str, Breaking]]:
+    server = grpc.server(futures.ThreadPoolExecutor(2))
+    servicer = Breaking()
+    inference_pb2_grpc.add_InferenceServicer_to_server(servicer, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    yield f"127.0.0.1:{port}", servicer
+    server.stop(0).wait()
+
+
+def told(generation: cellar_client.Generation | cellar_client.AsyncGeneration) -> tuple[object, ...]:
+    return generation.id, generation.text, generation.seed, generation.position, generation.finish, generation.is_ended
+
+
+def is_all(tokens: list[Token], generation: cellar_client.Generation | cellar_client.AsyncGeneration) -> None:
+    assert "".join(token.text for token in tokens) == "abc"
+    assert told(generation) == ("g", "abc", 77, 3, "end", True)
+    assert repr(generation) == f"{type(generation).__name__}('g' of m, position 3, end: 'abc')"
+
+
+def test_a_generation_goes_on_where_its_call_broke_and_not_behind_its_end(breaking: tuple[str, Breaking]) -> None:
+    address, servicer = breaking
+    servicer.breaks = [2, 3]
+    with Client(address) as client:
+        generation = client.generate("m", session_id="g")
+        first = next(generation)
+        assert told(generation) == ("g", "a", 77, 1, "", False)
+        is_all([first, *generation], generation)
+        assert next(generation, None) is None
+    assert [(each.position, each.sampling.seed) for each in servicer.requests] == [(0, 0), (2, 77)]
+
+
+async def test_an_awaited_one_too(breaking: tuple[str, Breaking]) -> None:
+    address, servicer = breaking
+    servicer.breaks = [2, 3]
+    async with AsyncClient(address) as client:
+        generation = client.generate("m", session_id="g")
+        first = await anext(generation)
+        assert told(generation) == ("g", "a", 77, 1, "", False)
+        is_all([first, *[token async for token in generation]], generation)
+        assert await anext(generation, None) is None
+    assert [(each.position, each.sampling.seed) for each in servicer.requests] == [(0, 0), (2, 77)]
+
+
+def test_a_closed_generation_says_so(breaking: tuple[str, Breaking]) -> None:
+    address, servicer = breaking
+    servicer.breaks = [1]
+    with Client(address) as client, client.generate("m") as generation:
+        generation.close()
+        with pytest.raises(cellar_client.errors.Cancelled):
+            list(generation)
+    assert (generation.id, generation.is_ended) == ("", False)
+
+
+async def test_a_closed_one_that_is_awaited_says_so(breaking: tuple[str, Breaking]) -> None:
+    address, servicer = breaking
+    servicer.breaks = [1]
+    async with AsyncClient(address) as client, client.generate("m") as generation:
+        await generation.close()
+        with pytest.raises(cellar_client.errors.Cancelled):
+            await anext(generation)
+    assert (generation.id, generation.is_ended) == ("", False)
