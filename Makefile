@@ -53,10 +53,11 @@ native: $(SERVE) ## build the native transport (needs CMake, a C++ compiler and 
 train: $(DEV) ## train, export and verify every zoo model again (CELLAR_DATA names the data folder)
 	for name in $$($(BIN)/cellar-models list); do $(BIN)/cellar-models train $$name && $(BIN)/cellar-models export $$name && $(BIN)/cellar-models export $$name --precision int8 || exit 1; done
 
-lint: $(DEV) ## style and the one-way imports
+lint: $(DEV) ## style, the one-way imports and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports --no-cache
+	$(BIN)/mypy
 
 check: lint test demo ## everything a change must pass
 

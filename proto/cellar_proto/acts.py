@@ -40,7 +40,9 @@ def features(text: str, copied_slots: frozenset[str], closed_slots: frozenset[st
     is neither copied nor closed, and for text that is no dialogue act.
     """
     act, slots = parse(text)
-    names, values, seen = [f"act={act}"], {}, {}
+    names = [f"act={act}"]
+    values: dict[str, str] = {}
+    seen: dict[str, int] = {}
     for slot, value in slots:
         if slot not in copied_slots and slot not in closed_slots:
             known = ", ".join(sorted(copied_slots | closed_slots))
