@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from dataclasses import replace
 from typing import Any
 
@@ -12,6 +11,7 @@ from cellar_proto.v1.inference_pb2 import Frame
 from cellar_proto.v1.reason_pb2 import Reason
 from cellar_server.errors import CellarError
 from cellar_server.sessions.messages import Rows, RowsRefused, RowsReply
+from cellar_server.sessions.runs import OVERLAP_S
 
 from tests.fakes.bench import Bench
 from tests.fakes.runtime import CounterRuntime, counter_model
@@ -52,17 +52,9 @@ def test_rows_run_at_once_in_one_run_or_in_two(count: int, steps: int, runs: lis
     bench.sessions.admit([rows(handles, 0, steps)])
     assert bench.sessions.has_ready == (runs is None)  # too much even for two: the queue cuts it
     if runs is not None:
-        assert runtime.runs == runs[:1]
-        first = bench.sessions.take_replies()  # sent before the others run
-        assert sum(len(reply.handles) for reply in first) == runs[0][0]
-        bench.sessions.core.replies.extend(first)
-        assert bench.sessions.has_more == (len(runs) == 2)
-        while bench.sessions.has_more:
-            bench.sessions.go_on()
+        assert runtime.runs == runs
     bench.run()
     bench.sessions.settle()
-    if runs is not None:
-        assert runtime.runs == runs
     replies = bench.sessions.take_replies()
     assert all(isinstance(reply, RowsReply) for reply in replies)
     assert sorted(handle for reply in replies for handle in reply.handles.tolist()) == sorted(handles)
@@ -72,21 +64,42 @@ def test_rows_run_at_once_in_one_run_or_in_two(count: int, steps: int, runs: lis
         assert (found == np.arange(1, steps + 1)).all()
 
 
-def test_a_part_that_waits_runs_before_anything_else_and_ends_with_the_engine() -> None:
+def test_each_part_is_answered_before_the_next_is_computed() -> None:
     runtime = CounterRuntime()
     bench = Bench(counter_model(runtime), run_budget_ms=10.0)
+    sessions, express = bench.sessions, bench.sessions.express
     handles = bench.open(8)
-    bench.sessions.admit([rows(handles, 0, 150), replace(rows(handles[:1], 150, 1), rest=b"other")])
-    assert runtime.runs[:2] == [(4, 150), (4, 150)]
-    bench.run()
-    bench.sessions.take_replies()
-    bench.sessions.admit([rows(handles[1:], 150, 150)])
-    assert bench.sessions.has_more
-    bench.sessions.fail_all(CellarError(Reason.SHUTTING_DOWN, "over"))
-    assert not bench.sessions.has_more
-    answered, refused = bench.sessions.take_replies()
-    assert sorted([*answered.handles.tolist(), *refused.handles.tolist()]) == sorted(handles[1:])
+    found: list[list[int]] = []
+
+    def compute(run: Any) -> Any:
+        found.append([len(reply.handles) for reply in sessions.take_replies()])
+        return sessions.runs.compute(run)
+
+    express.compute = compute
+    sessions.admit([rows(handles, 0, 150), replace(rows(handles[:1], 150, 1), rest=b"other")])
+    assert runtime.runs == [(4, 150), (4, 150), (1, 1)]
+    assert found == [[], [4], [4]]
+    assert [reply.positions.tolist() for reply in sessions.take_replies()] == [[151]]
+
+
+def test_parts_that_were_not_run_end_with_the_engine() -> None:
+    bench = Bench(counter_model(CounterRuntime()), run_budget_ms=10.0)
+    sessions, express = bench.sessions, bench.sessions.express
+    handles = bench.open(8)
+
+    def compute(run: Any) -> Any:
+        if sessions.core.counts.runs:
+            raise OSError("the books cannot be kept")
+        return sessions.runs.compute(run)
+
+    express.compute = compute
+    with pytest.raises(OSError, match="books"):
+        sessions.admit([rows(handles, 0, 150)])
+    sessions.fail_all(CellarError(Reason.SHUTTING_DOWN, "over"))
+    answered, refused = sessions.take_replies()
+    assert (answered.handles.tolist(), refused.handles.tolist()) == (handles[:4], handles[4:])
     assert isinstance(refused, RowsRefused)
+    assert refused.error.reason == Reason.SHUTTING_DOWN
 
 
 def test_answers_are_stored_beside_a_long_run_and_at_the_latest_before_the_third() -> None:
@@ -96,16 +109,13 @@ def test_answers_are_stored_beside_a_long_run_and_at_the_latest_before_the_third
     handles = bench.open(4)
     beside: list[int] = []
 
-    def compute_beside(job: Any, meanwhile: Any) -> Any:
-        outcome: list[Any] = []
-        thread = threading.Thread(target=lambda: outcome.append(job()))
-        thread.start()
-        meanwhile()
-        thread.join()
-        beside.append(sessions.core.counts.chunks)
-        return outcome[0]
+    def compute(run: Any) -> Any:
+        if run.cost_s >= OVERLAP_S:
+            sessions.settle_late()
+            beside.append(sessions.core.counts.chunks)
+        return sessions.runs.compute(run)
 
-    express.beside = compute_beside
+    express.compute = compute
     for turn in range(3):  # short runs: what the third finds unsettled it stores before it runs
         sessions.admit([rows(handles, turn, 1)])
     assert (beside, sessions.core.counts.chunks) == ([], 8)

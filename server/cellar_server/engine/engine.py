@@ -9,7 +9,6 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeVar
 
 from cellar_proto.v1.inference_pb2 import Frame
 from cellar_proto.v1.models_pb2 import Counters
@@ -46,8 +45,6 @@ from cellar_server.store.base import Store
 from cellar_server.zoo import Model
 
 log = logging.getLogger("cellar_server.engine")
-
-T = TypeVar("T")
 
 # Requests taken in before the next run at most, so that a flood of them cannot hold up the runs.
 MAX_BATCH = 4096
@@ -98,9 +95,11 @@ class Engine:
         self._inbox = Inbox()
         self._deliver: Callable[[list[Reply]], None] = lambda replies: None
         self._runner = Runner(f"run-{self.name}")
-        self._sessions.express.beside = self._beside
+        self._sessions.express.compute = self._compute
         self._run: Run | None = None  # under way: its rows are answered by `finish`
         self._outcome: Outcome | None = None  # of that run, taken from the inbox
+        # the last run was a long one on the short way: its replies may wait until the next has begun
+        self._is_behind = False
         self._thread = threading.Thread(target=self._main, name=f"engine-{self.name}", daemon=True)
         self._stop_at: float | None = None
         self._stall_s = config.stall_s
@@ -294,6 +293,7 @@ class Engine:
             if self._run is None:
                 self._busy_since = None
             requests = self._take()
+            self._is_behind = False
             if self._busy_since is None:
                 self._busy_since = self._clock()
             is_between = False
@@ -304,13 +304,11 @@ class Engine:
                 is_between = sessions.is_tending_due  # where runs follow one another there is no other time for it
             if requests:
                 sessions.admit(requests)
-            while sessions.has_more:  # its callers have their answers, and send again, while the others' run
-                sessions.persist()
-                self._send(sessions.take_replies())
-                sessions.go_on()
             if not is_between:
                 self._begin()
             sessions.settle()
+            if self._is_behind and self._stop_at is None and not sessions.is_tending_due:
+                continue
             sessions.persist()
             if self._run is None:
                 sessions.tend()
@@ -321,6 +319,7 @@ class Engine:
             self._send(sessions.take_replies())
             if self._stop_at is not None and self._run is None:
                 sessions.core.is_draining = True
+                sessions.settle_late()
                 if sessions.is_idle and self._inbox.is_empty:
                     return
                 if self._clock() >= self._stop_at:
@@ -337,22 +336,43 @@ class Engine:
         run = sessions.runs.begin()
         if run is None:
             return
-        self._run = run
+        self._run, self._is_behind = run, False
         if run.cost_s < OVERLAP_S:
             sessions.runs.finish(run, sessions.runs.compute(run))
             self._run = None
             return
         self._runner.start(lambda: self._inbox.put(Ran(sessions.runs.compute(run))))
 
-    def _beside(self, job: Callable[[], T], meanwhile: Callable[[], None]) -> T:
-        """What `job` gives, computed while this thread does something else."""
-        done: queue.SimpleQueue[T] = queue.SimpleQueue()
-        self._runner.start(lambda: done.put(job()))
+    def _compute(self, run: Run) -> Outcome:
+        """What a run on the short way gives. What is left to do for the one before is done beside it where it is long,
+        and before it where it is short."""
+        sessions = self._sessions
+        self._is_behind = run.cost_s >= OVERLAP_S
+        if not self._is_behind:
+            self._tell()
+        if not self._is_behind or not (sessions.has_replies or sessions.is_unsettled):
+            return sessions.runs.compute(run)
+        caught_up: queue.SimpleQueue[Exception | None] = queue.SimpleQueue()
+        self._runner.start(lambda: caught_up.put(self._catch_up()), waits=False)
+        outcome = sessions.runs.compute(run)
+        if (fault := caught_up.get()) is not None:
+            raise fault
+        return outcome
+
+    def _tell(self) -> None:
+        """Sends the replies that wait, stored first where that is asked for."""
+        if self._sessions.has_replies:
+            self._sessions.persist()
+            self._send(self._sessions.take_replies())
+
+    def _catch_up(self) -> Exception | None:
+        """Sends what waits to be sent, and stores answers; on the runner's thread, while this one computes."""
         try:
-            meanwhile()
-        finally:
-            result = done.get()
-        return result
+            self._tell()
+            self._sessions.settle_late()
+        except Exception as fault:
+            return fault
+        return None
 
     def _take(self) -> list[Request]:
         """The rows of the lane, and behind them what was in the inbox before they were taken; without work it waits for
@@ -373,9 +393,11 @@ class Engine:
                     requests[:0] = rows
             self._drain(requests)
         else:
-            if self._sessions.is_unsettled:  # that can wait as long as there is something else to do
+            if self._is_behind or self._sessions.is_unsettled:  # that can wait as long as there is something else to do
                 self._drain(requests)
                 rows = inbox.lane.take()
+                if not rows:
+                    self._tell()
                 if requests or rows:
                     return [*rows, *requests]
                 self._sessions.settle_late()

@@ -1,4 +1,4 @@
-"""A thread that computes a run while the engine's own thread keeps the books."""
+"""A thread beside the engine's: one of them computes a run while the other keeps the books."""
 
 from __future__ import annotations
 
@@ -8,26 +8,27 @@ from collections.abc import Callable
 
 
 class Runner:
-    """One job at a time; the thread starts with the first.
-
-    The caller of `start` goes on once the job has begun: else it would hold the interpreter, for up to a switch
-    interval, against the very job that is to run beside it.
-    """
+    """One job at a time; the thread starts with the first."""
 
     def __init__(self, name: str) -> None:
         self._name = name
-        self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._jobs: queue.SimpleQueue[tuple[Callable[[], None], bool] | None] = queue.SimpleQueue()
         self._begun = threading.Lock()
         self._begun.acquire()
         self._thread: threading.Thread | None = None
 
-    def start(self, job: Callable[[], None]) -> None:
-        """Runs `job` on the thread; it must not raise."""
+    def start(self, job: Callable[[], None], *, waits: bool = True) -> None:
+        """Runs `job` on the thread; it must not raise.
+
+        waits: the caller goes on once the job has begun. Where the job computes: else the caller would hold the
+        interpreter, for up to a switch interval, against the very job that is to run beside it.
+        """
         if self._thread is None:
             self._thread = threading.Thread(target=self._main, name=self._name, daemon=True)
             self._thread.start()
-        self._jobs.put(job)
-        self._begun.acquire()
+        self._jobs.put((job, waits))
+        if waits:
+            self._begun.acquire()
 
     def stop(self) -> None:
         """Ends the thread after its job."""
@@ -37,6 +38,8 @@ class Runner:
             self._thread = None
 
     def _main(self) -> None:
-        while (job := self._jobs.get()) is not None:
-            self._begun.release()
+        while (given := self._jobs.get()) is not None:
+            job, is_awaited = given
+            if is_awaited:
+                self._begun.release()
             job()

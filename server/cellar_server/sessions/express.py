@@ -30,16 +30,16 @@ class Express:
         self.core = core
         self.frames = frames
         self.runs = runs
-        # computes the one on another thread while the other is done here
-        self.beside: Callable[[Callable[[], Outcome], Callable[[], None]], Outcome] = _one_after_the_other
+        # gives what a run gives; whoever it is may send replies and store answers meanwhile
+        self.compute: Callable[[Run], Outcome] = runs.compute
         # to be run: rows, slots, starts, inputs
         self._parts: list[tuple[Rows, np.ndarray, np.ndarray, np.ndarray]] = []
         # committed and answered, their answers not yet stored: slots, starts, steps, inputs, outputs
         self._unsettled: list[tuple[np.ndarray, np.ndarray, int, np.ndarray, np.ndarray]] = []
 
     def run(self, rows: Rows, slots: np.ndarray | None, now: float) -> bool:
-        """Whether all of the rows were taken; the first part of them is answered then, `has_more` says whether there is
-        another. slots: their sessions' places [n]; None where their handles say which."""
+        """Whether all of the rows were taken: they are answered then. slots: their sessions' places [n]; None where
+        their handles say which."""
         table = self.core.table
         n = len(rows.call)
         q = self._steps(rows, n)
@@ -65,17 +65,12 @@ class Express:
         for part in parts:
             mine = rows if len(parts) == 1 else chosen(rows, np.arange(n)[part])
             self._parts.append((mine, slots[part], start[part], x[part]))
-        self.go_on()
+        while self._parts:
+            self._run(*self._parts[0])
+            del self._parts[0]
         return True
 
-    @property
-    def has_more(self) -> bool:
-        """A part of what was taken waits for its run: it must be over before anything else is admitted."""
-        return bool(self._parts)
-
-    def go_on(self) -> None:
-        """Runs the next part of what was taken."""
-        rows, slots, start, x = self._parts.pop(0)
+    def _run(self, rows: Rows, slots: np.ndarray, start: np.ndarray, x: np.ndarray) -> None:
         outcome = self._commit(slots, start, x)
         if isinstance(outcome, CellarError):
             self.frames.refuse_rows(rows, np.arange(len(slots)), outcome)
@@ -85,13 +80,8 @@ class Express:
         self.core.replies.append(reply)
         self._unsettled.append((slots, start, x.shape[1], x, outputs))
 
-    def finish(self) -> None:
-        """Runs all parts that wait."""
-        while self._parts:
-            self.go_on()
-
     def fail(self, error: CellarError) -> None:
-        """Refuses all parts that wait."""
+        """Refuses all parts that were not run."""
         for rows, *_ in self._parts:
             self.frames.refuse_rows(rows, np.arange(len(rows.call)), error)
         self._parts.clear()
@@ -151,12 +141,9 @@ class Express:
         core, table, (n, q) = self.core, self.core.table, x.shape[:2]
         place = span(slots)
         run = Run(slots, x, table.state[place], float(core.scheduler.cost(n, q)))
-        if self._unsettled and run.cost_s >= OVERLAP_S:
-            outcome = self.beside(lambda: self.runs.compute(run), self.settle)
-        else:
-            if len(self._unsettled) >= MAX_UNSETTLED:
-                self.settle()
-            outcome = self.runs.compute(run)
+        if len(self._unsettled) >= MAX_UNSETTLED and run.cost_s < OVERLAP_S:
+            self.settle()
+        outcome = self.compute(run)
         if isinstance(outcome, CellarError):
             return outcome
         y, following = outcome
@@ -189,8 +176,3 @@ class Express:
                 core.answers.store_many(*chunk, lengths, outputs)
             core.counts.chunks += len(slots)
         self._unsettled.clear()
-
-
-def _one_after_the_other(job: Callable[[], Outcome], meanwhile: Callable[[], None]) -> Outcome:
-    meanwhile()
-    return job()

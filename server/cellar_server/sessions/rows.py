@@ -41,7 +41,6 @@ class RowsIn:
         """Runs or queues the chunks; refuses those that cannot run, each in an answer of its own."""
         for _, alike in groupby(requests, key=lambda rows: rows.rest):
             rows = joined(list(alike))
-            self.express.finish()
             try:
                 self.frames.check_room(len(rows.data))
             except CellarError as error:

@@ -117,6 +117,11 @@ class Sessions(Verbs):
         """Reads a frame of many rows before it is admitted; the one call that any thread may make."""
         self.frames.read_large(request)
 
+    @property
+    def has_replies(self) -> bool:
+        """Something is to be delivered."""
+        return bool(self.core.replies)
+
     def take_replies(self) -> list[Reply]:
         """What is to be delivered since the last call."""
         replies, self.core.replies = self.core.replies, []
@@ -137,7 +142,6 @@ class Sessions(Verbs):
                 end += 1
             batch = requests[at:end]
             at = end
-            self.express.finish()
             if kind is FrameRequest:
                 self.frames.admit(batch, now)  # type: ignore[arg-type]
             elif kind is Rows:
@@ -246,15 +250,6 @@ class Sessions(Verbs):
             error = self.runs.fault("priming failed", Reason.RUN_FAILED)
             for request in requests:
                 self.generations.abandon(request, error, now)
-
-    @property
-    def has_more(self) -> bool:
-        """See Express."""
-        return self.express.has_more
-
-    def go_on(self) -> None:
-        """See Express. What was answered before may be sent meanwhile."""
-        self.express.go_on()
 
     def persist(self) -> None:
         """Stores what is due, before the replies that wait are taken."""
