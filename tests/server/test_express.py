@@ -52,7 +52,11 @@ def test_rows_run_at_once_in_one_run_or_in_two(count: int, steps: int, runs: lis
     bench.sessions.admit([rows(handles, 0, steps)])
     assert bench.sessions.has_ready == (runs is None)  # too much even for two: the queue cuts it
     if runs is not None:
+        assert runtime.runs == runs[:1]
+        assert bench.sessions.has_rest == (len(runs) == 2)
+        bench.sessions.admit([])
         assert runtime.runs == runs
+        assert not bench.sessions.has_rest
     bench.run()
     bench.sessions.settle()
     replies = bench.sessions.take_replies()
@@ -64,42 +68,82 @@ def test_rows_run_at_once_in_one_run_or_in_two(count: int, steps: int, runs: lis
         assert (found == np.arange(1, steps + 1)).all()
 
 
-def test_each_part_is_answered_before_the_next_is_computed() -> None:
+@pytest.mark.parametrize("behind", ["rows", "a frame"])
+def test_what_was_too_much_runs_before_anything_that_stands_behind_it(behind: str) -> None:
     runtime = CounterRuntime()
     bench = Bench(counter_model(runtime), run_budget_ms=10.0)
+    handles = bench.open(8)
+    first, last = rows(handles, 0, 150), handles[-1]
+    if behind == "rows":
+        bench.sessions.admit([first, replace(rows([last], 150, 1), rest=b"other")])
+        assert runtime.runs == [(4, 150), (4, 150), (1, 1)]
+    else:
+        bench.sessions.admit([first])
+        bench.send([last], [150], [[1.0]])
+        assert runtime.runs == [(4, 150), (4, 150)]
+        bench.run()
+    assert bench.take()[last, 150] == [151.0]
+
+
+@pytest.mark.parametrize(
+    ("most", "first", "runs"),
+    [
+        (8, 8, [8, 8, 8, 8]),
+        (6, 8, [4, 4, 4, 4]),
+        (4, 8, [4, 4, 4, 4]),
+        (5, 2, [2, 4, 4, 4]),  # two came late: 6 wait, and as many run as are half of all
+        (3, 6, [3, 3, 3, 3]),  # six wait, two run elsewhere: what is left waits for those that come back
+    ],
+)
+def test_callers_whose_replies_are_sent_beside_the_next_run_make_two_groups(
+    most: int, first: int, runs: list[int]
+) -> None:
+    runtime = CounterRuntime()
+    bench = Bench(counter_model(runtime), max_rows_per_run=most)
     sessions, express = bench.sessions, bench.sessions.express
     handles = bench.open(8)
-    found: list[list[int]] = []
+    lane = [rows([handle], 0, 1) for handle in handles]
+    taken = lane[:first]
+    lane = lane[first:] if first < 6 else []
+
+    def send_again() -> None:
+        for reply in sessions.take_replies():
+            assert isinstance(reply, RowsReply)
+            for handle, position in zip(reply.handles, reply.positions, strict=True):
+                lane.append(rows([int(handle)], int(position), 1))
 
     def compute(run: Any) -> Any:
-        found.append([len(reply.handles) for reply in sessions.take_replies()])
+        send_again()
         return sessions.runs.compute(run)
 
     express.compute = compute
-    sessions.admit([rows(handles, 0, 150), replace(rows(handles[:1], 150, 1), rest=b"other")])
-    assert runtime.runs == [(4, 150), (4, 150), (1, 1)]
-    assert found == [[], [4], [4]]
-    assert [reply.positions.tolist() for reply in sessions.take_replies()] == [[151]]
+    while len(runtime.runs) < len(runs):
+        sessions.admit(taken)
+        if not lane and not sessions.has_rest:
+            send_again()
+        taken, lane = lane, []
+    assert [n for n, _ in runtime.runs] == runs
 
 
-def test_parts_that_were_not_run_end_with_the_engine() -> None:
+def test_what_was_not_answered_ends_with_the_engine() -> None:
     bench = Bench(counter_model(CounterRuntime()), run_budget_ms=10.0)
     sessions, express = bench.sessions, bench.sessions.express
     handles = bench.open(8)
+    sessions.admit([rows(handles, 0, 150)])
+    assert not sessions.is_idle
 
     def compute(run: Any) -> Any:
-        if sessions.core.counts.runs:
-            raise OSError("the books cannot be kept")
-        return sessions.runs.compute(run)
+        raise OSError("the books cannot be kept")
 
     express.compute = compute
     with pytest.raises(OSError, match="books"):
-        sessions.admit([rows(handles, 0, 150)])
+        sessions.admit([rows(handles[:1], 150, 150)])
     sessions.fail_all(CellarError(Reason.SHUTTING_DOWN, "over"))
-    answered, refused = sessions.take_replies()
-    assert (answered.handles.tolist(), refused.handles.tolist()) == (handles[:4], handles[4:])
-    assert isinstance(refused, RowsRefused)
-    assert refused.error.reason == Reason.SHUTTING_DOWN
+    assert sessions.is_idle
+    answered, *refused = sessions.take_replies()
+    assert answered.handles.tolist() == handles[:4]
+    assert [each.handles.tolist() for each in refused] == [[*handles[4:], handles[0]]]
+    assert all(each.error.reason == Reason.SHUTTING_DOWN for each in refused)
 
 
 def test_answers_are_stored_beside_a_long_run_and_at_the_latest_before_the_third() -> None:

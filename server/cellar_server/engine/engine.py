@@ -302,7 +302,7 @@ class Engine:
                 sessions.runs.finish(self._run, self._outcome)
                 self._run = self._outcome = None
                 is_between = sessions.is_tending_due  # where runs follow one another there is no other time for it
-            if requests:
+            if requests or sessions.has_rest:
                 sessions.admit(requests)
             if not is_between:
                 self._begin()
@@ -393,14 +393,16 @@ class Engine:
                     requests[:0] = rows
             self._drain(requests)
         else:
-            if self._is_behind or self._sessions.is_unsettled:  # that can wait as long as there is something else to do
+            sessions = self._sessions
+            # that can wait as long as there is something else to do
+            if self._is_behind or sessions.is_unsettled or sessions.has_rest:
                 self._drain(requests)
                 rows = inbox.lane.take()
-                if not rows:
+                if not rows and not sessions.has_rest:
                     self._tell()
-                if requests or rows:
+                if requests or rows or sessions.has_rest:
                     return [*rows, *requests]
-                self._sessions.settle_late()
+                sessions.settle_late()
             if not self._sessions.has_ready:
                 inbox.wait(self._patience_s())
             self._drain(requests)

@@ -34,6 +34,10 @@ class Cost:
         """Most steps of `rows` rows that fit the budget; at least 1."""
         return max(1, int((budget_s - self.base) / (self.per_step + self.per_cell * rows)))
 
+    def most_rows(self, q: int, budget_s: float) -> int:
+        """Most rows of q steps that fit the budget; 0 where none does."""
+        return max(0, int((budget_s - self.base - self.per_step * q) / (self.per_cell * q)))
+
     @staticmethod
     def measure(runtime: Runtime, clock: Callable[[], float] = time.perf_counter) -> Cost:
         """Learns the three numbers from four shapes of run, each the least of five (noise only ever adds)."""

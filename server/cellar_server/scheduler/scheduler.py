@@ -57,9 +57,9 @@ class Scheduler:
         """The ready rows in order of turn, int64 [n]."""
         return self._ready
 
-    def fits(self, rows: int, q: int) -> bool:
-        """So many rows of q steps are no more than one run may take."""
-        return rows <= self.max_rows and bool(self.cost(rows, q) <= self.budget_s)
+    def most_rows(self, q: int) -> int:
+        """How many rows of q steps one run may take."""
+        return min(self.max_rows, self.cost.most_rows(q, self.budget_s))
 
     def add(self, rows: np.ndarray) -> None:
         """Rows [n] become ready, behind those that are."""

@@ -12,7 +12,7 @@ from cellar_server.sessions.digest import digests
 from cellar_server.sessions.frames import Frames
 from cellar_server.sessions.messages import UNARY_STREAM, Rows, RowsReply
 from cellar_server.sessions.runs import OVERLAP_S, Outcome, Run, Runs
-from cellar_server.sessions.selection import chosen
+from cellar_server.sessions.selection import halves
 from cellar_server.sessions.table import span
 
 # Runs whose answers may wait to be stored while there is something else to do.
@@ -23,7 +23,7 @@ class Express:
     """Takes, runs and commits rows in one go: what `Frames` and `Runs` do by way of the queue, for the usual case.
 
     Usual are chunks of one length, of distinct sessions without chunks in flight, each at its session's position, that
-    fit in one run. Of anything else it takes nothing.
+    are no more than two runs may take. Of anything else it takes nothing.
     """
 
     def __init__(self, core: Core, frames: Frames, runs: Runs) -> None:
@@ -32,20 +32,23 @@ class Express:
         self.runs = runs
         # gives what a run gives; whoever it is may send replies and store answers meanwhile
         self.compute: Callable[[Run], Outcome] = runs.compute
-        # to be run: rows, slots, starts, inputs
-        self._parts: list[tuple[Rows, np.ndarray, np.ndarray, np.ndarray]] = []
+        self._running: Rows | None = None
+        self._rest: Rows | None = None  # what was too much for the last run
         # committed and answered, their answers not yet stored: slots, starts, steps, inputs, outputs
         self._unsettled: list[tuple[np.ndarray, np.ndarray, int, np.ndarray, np.ndarray]] = []
 
     def run(self, rows: Rows, slots: np.ndarray | None, now: float) -> bool:
-        """Whether all of the rows were taken: they are answered then. slots: their sessions' places [n]; None where
-        their handles say which."""
+        """Whether the rows were taken: those that one run takes are answered then, the others come with `take_rest`.
+        slots: their sessions' places [n]; None where their handles say which."""
         table = self.core.table
-        n = len(rows.call)
-        q = self._steps(rows, n)
-        parts = self._cut(n, q)
-        if not parts:
+        q = self._steps(rows, len(rows.call))
+        n = self._num_taken(len(rows.call), q)
+        if not n:
             return False
+        rest = None
+        if n < len(rows.call):
+            rows, rest = halves(rows, n)
+            slots = None if slots is None else slots[:n]
         if slots is None:
             slots, valid = table.resolve(rows.handle, rows.stream)
             if not valid.all():
@@ -61,16 +64,12 @@ class Express:
             return False
         if rows.ids is not None:
             self.issue(rows, slots)
-        x = inputs.reshape(n, q, *content.unit_shape)
-        for part in parts:
-            mine = rows if len(parts) == 1 else chosen(rows, np.arange(n)[part])
-            self._parts.append((mine, slots[part], start[part], x[part]))
-        while self._parts:
-            self._run(*self._parts[0])
-            del self._parts[0]
+        self._running, self._rest = rows, rest
+        self._answer(rows, slots, start, inputs.reshape(n, q, *content.unit_shape))
+        self._running = None
         return True
 
-    def _run(self, rows: Rows, slots: np.ndarray, start: np.ndarray, x: np.ndarray) -> None:
+    def _answer(self, rows: Rows, slots: np.ndarray, start: np.ndarray, x: np.ndarray) -> None:
         outcome = self._commit(slots, start, x)
         if isinstance(outcome, CellarError):
             self.frames.refuse_rows(rows, np.arange(len(slots)), outcome)
@@ -80,21 +79,36 @@ class Express:
         self.core.replies.append(reply)
         self._unsettled.append((slots, start, x.shape[1], x, outputs))
 
-    def fail(self, error: CellarError) -> None:
-        """Refuses all parts that were not run."""
-        for rows, *_ in self._parts:
-            self.frames.refuse_rows(rows, np.arange(len(rows.call)), error)
-        self._parts.clear()
+    @property
+    def has_rest(self) -> bool:
+        """Some of what was taken was too much for the last run."""
+        return self._rest is not None
 
-    def _cut(self, n: int, q: int) -> list[slice]:
-        """The rows of each run: one, or two where they are too much for one; none where they need the queue."""
+    def take_rest(self) -> list[Rows]:
+        """What was too much for the last run: to be admitted before anything else, but for more rows behind it."""
+        rest, self._rest = self._rest, None
+        return [] if rest is None else [rest]
+
+    def fail(self, error: CellarError) -> None:
+        """Refuses what was taken and not answered."""
+        for rows in (self._running, self._rest):
+            if rows is not None:
+                self.frames.refuse_rows(rows, np.arange(len(rows.call)), error)
+        self._running = self._rest = None
+
+    def _num_taken(self, n: int, q: int) -> int:
+        """How many of n rows the next run takes; 0 where they need the queue."""
         scheduler = self.core.scheduler
         if not q or scheduler.has_ready or self.frames.departing:
-            return []
-        if scheduler.fits(n, q):
-            return [slice(0, n)]
-        half = (n + 1) // 2
-        return [slice(0, half), slice(half, n)] if n > 1 and scheduler.fits(half, q) else []
+            return 0
+        most = scheduler.most_rows(q)
+        if n <= most:
+            return n
+        if n > 2 * most:
+            return 0
+        # two groups of callers take turns: those whose replies wait send again while the others' chunks run
+        waiting = sum(len(reply.call) for reply in self.core.replies if isinstance(reply, RowsReply))
+        return min(most, (n + waiting + 1) // 2)
 
     def _is_usual(self, slots: np.ndarray, start: np.ndarray) -> bool:
         """Distinct sessions without chunks in flight, each at the position where its chunk starts."""

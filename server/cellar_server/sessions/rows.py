@@ -38,8 +38,10 @@ class RowsIn:
         self._slot_of = slot_of  # of a session by its id; CellarError
 
     def admit(self, requests: Iterable[Rows], now: float) -> None:
-        """Runs or queues the chunks; refuses those that cannot run, each in an answer of its own."""
-        for _, alike in groupby(requests, key=lambda rows: rows.rest):
+        """Runs or queues the chunks, behind what is left of earlier ones; refuses those that cannot run, each in an
+        answer of its own."""
+        for _, alike in groupby([*self.express.take_rest(), *requests], key=lambda rows: rows.rest):
+            self.finish(now)
             rows = joined(list(alike))
             try:
                 self.frames.check_room(len(rows.data))
@@ -61,6 +63,11 @@ class RowsIn:
             rows = self._fit(in_time(self.core, rows, now, self.frames.refuse_rows))
             if len(rows.call):
                 self._admit(rows, now)
+
+    def finish(self, now: float) -> None:
+        """Runs what is left of rows that came before, to its end."""
+        while self.express.has_rest:
+            self.admit((), now)
 
     def _give_back(self, rows: Rows) -> Rows:
         """The rows of this model's sessions; those of others go back."""

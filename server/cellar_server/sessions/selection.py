@@ -54,11 +54,24 @@ def chosen(rows: Any, places: np.ndarray) -> Any:
         ends = np.cumsum(size)
         pieces = [rows.data[ends[i] - size[i] : ends[i]] for i in places.tolist()]
         data = np.concatenate(pieces) if pieces else rows.data[:0]
+    return _picked(rows, places, [] if rows.ids is None else [rows.ids[i] for i in places.tolist()], data)
+
+
+def halves(rows: Any, count: int) -> tuple[Any, Any]:
+    """The first `count` rows and the others, all of one size: their bytes stay where they are."""
+    cut = count * int(rows.size[0])
+    ids = rows.ids or []
+    first = _picked(rows, slice(count), ids[:count], rows.data[:cut])
+    return first, _picked(rows, slice(count, None), ids[count:], rows.data[cut:])
+
+
+def _picked(rows: Any, places: np.ndarray | slice, ids: list[str], data: np.ndarray) -> Any:
+    """The rows at `places`, with their ids where they have some and their bytes."""
     return replace(
         rows,
         **{name: getattr(rows, name)[places] for name in _COLUMNS},
         data=data,
-        ids=None if rows.ids is None else [rows.ids[i] for i in places.tolist()],
+        ids=None if rows.ids is None else ids,
         deadline=None if rows.deadline is None else rows.deadline[places],
         caller=None if rows.caller is None else rows.caller[places],
     )

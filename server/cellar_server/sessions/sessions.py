@@ -111,7 +111,12 @@ class Sessions(Verbs):
     @property
     def is_idle(self) -> bool:
         """Nothing waits or runs."""
-        return self.core.work.num_used == 0
+        return self.core.work.num_used == 0 and not self.express.has_rest
+
+    @property
+    def has_rest(self) -> bool:
+        """See Express: `admit` goes on with it."""
+        return self.express.has_rest
 
     def read_large(self, request: FrameRequest) -> None:
         """Reads a frame of many rows before it is admitted; the one call that any thread may make."""
@@ -135,6 +140,8 @@ class Sessions(Verbs):
             self.express.settle()
         now = self.core.clock()
         at = 0
+        if not requests:
+            self.rows.admit((), now)
         while at < len(requests):
             kind = type(requests[at])
             end = at + 1
@@ -142,6 +149,8 @@ class Sessions(Verbs):
                 end += 1
             batch = requests[at:end]
             at = end
+            if kind is not Rows:
+                self.rows.finish(now)
             if kind is FrameRequest:
                 self.frames.admit(batch, now)  # type: ignore[arg-type]
             elif kind is Rows:
