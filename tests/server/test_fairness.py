@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
+from cellar_server.scheduler.fairness import PATIENCE_S
 from cellar_server.scheduler.policy import Cost
 from cellar_server.scheduler.scheduler import Scheduler
 from cellar_server.scheduler.work import Work
@@ -24,11 +25,14 @@ class Queue:
             self.work, CounterRuntime(), Cost(1e-4, 1e-5, 1e-5), max_rows=max_rows, budget_s=0.01
         )
 
-    def add(self, caller: int, steps: list[int], *, is_bulk: bool = False) -> np.ndarray:
+    def add(
+        self, caller: int, steps: list[int], *, is_bulk: bool = False, now: float = 0.0, timeout: float = np.inf
+    ) -> np.ndarray:
         rows = self.work.take(len(steps))
         self.work.caller[rows] = caller
         self.work.steps[rows] = steps
-        self.work.limit(rows, np.inf, is_bulk)
+        self.work.arrived[rows] = now
+        self.work.limit(rows, now + timeout, is_bulk)
         self.scheduler.add(rows)
         return rows
 
@@ -117,6 +121,61 @@ def test_every_row_runs_within_a_bounded_number_of_runs(arrivals: list[list[tupl
             assert turn <= bounds.pop(row, turn)
     assert not queue.scheduler.has_ready
     assert not bounds
+
+
+def test_what_began_ends_before_what_is_due_later_begins() -> None:
+    queue = Queue(max_rows=2)
+    first = queue.add(1, [40, 40], timeout=1.0)
+    queue.add(1, [40, 40], timeout=2.0)
+    while queue.work.done[first[0]] < 40:
+        assert set(queue.run().tolist()) == set(first.tolist())
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 3), st.sampled_from([0.1, 0.2, 0.3, 3.0, np.inf])), min_size=1, max_size=60),
+    st.integers(1, 8),
+)
+@settings(deadline=None)
+def test_a_callers_rows_run_by_their_deadlines_and_those_without_keep_their_order(
+    arrivals: list[tuple[int, float]], max_rows: int
+) -> None:
+    queue = Queue(max_rows)
+    known: dict[int, tuple[int, float, int]] = {}  # by row: caller, time-out, place
+    for place, (caller, timeout) in enumerate(arrivals):
+        (row,) = queue.add(caller, [1], timeout=timeout).tolist()
+        known[row] = caller, timeout, place
+    while queue.scheduler.has_ready:
+        left = [known[row] for row in queue.scheduler.ready.tolist()]
+        taken = [known[row] for row in queue.run().tolist()]
+        for caller, timeout, place in taken:
+            stays = [each for each in left if each not in taken and each[0] == caller]
+            if timeout < np.inf:
+                assert all(each[1:] > (timeout, place) for each in stays if each[1] < np.inf)
+            else:
+                assert all(each[2] > place for each in stays if each[1] == np.inf)
+
+
+@given(
+    st.sampled_from([0.05, 0.5, 1.0]), st.sampled_from([20.0, 1e6, np.inf]), st.integers(1, 8), st.sampled_from([2, 3])
+)
+@settings(max_examples=20, deadline=None)
+def test_no_flood_of_nearer_deadlines_holds_up_a_row_for_good(
+    near: float, far: float, max_rows: int, flood: int
+) -> None:
+    """Runs of 50 ms, before each of which come so many times as many rows as it takes."""
+    queue = Queue(max_rows, capacity=1 << 16)
+    queue.add(1, [1] * 50, timeout=near)
+    (row,) = queue.add(1, [1], timeout=far).tolist()
+    now, ahead = 0.0, 50
+    for turn in range(100_000):
+        now += 0.05
+        queue.add(1, [1] * (flood * max_rows), now=now, timeout=near)
+        # what comes once the row has waited for its time goes behind it; of a row without a deadline all does
+        ahead += flood * max_rows * (far < np.inf and now + near <= PATIENCE_S)
+        if row in queue.run().tolist():
+            break
+        assert (turn + 1) * max_rows <= ahead
+    assert row not in queue.scheduler.ready
 
 
 @given(st.lists(st.tuples(st.integers(1, 3), st.integers(1, 30)), min_size=1, max_size=40), st.integers(1, 6))

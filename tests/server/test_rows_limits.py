@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from cellar_proto.v1.inference_pb2 import Frame
 from cellar_proto.v1.reason_pb2 import Reason
+from cellar_server.scheduler.fairness import PATIENCE_S
 from cellar_server.sessions.core import WAIT_PART
 from cellar_server.sessions.messages import AnswerReply, Rows, RowsRefused, RowsReply
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.fakes.bench import Bench, reason_of
@@ -118,27 +119,41 @@ def test_of_rows_that_come_together_those_run_that_can_in_time() -> None:
     assert outcomes(bench) == dict.fromkeys([*many[:30], *few], "")
 
 
-@given(
-    st.lists(st.integers(1, 4), max_size=40),
-    st.lists(st.integers(1, 5), min_size=1, max_size=40),
-)
-def test_the_wait_of_rows_together_is_that_of_each_where_those_before_it_are_ready(
-    ready: list[int], coming: list[int]
+ROWS = st.tuples(st.integers(1, 5), st.integers(1, 40), st.sampled_from([0.5, 1.0, 2.0, 100.0, np.inf]))
+
+
+@given(st.lists(ROWS, max_size=40), st.lists(ROWS, min_size=1, max_size=40))
+@settings(deadline=None)
+def test_the_wait_of_rows_that_come_together_is_that_of_the_steps_before_each(
+    ready: list[tuple[int, int, float]], coming: list[tuple[int, int, float]]
 ) -> None:
-    """As if each row were asked for by itself, the ones of its own caller before it being queued."""
+    """By caller, steps and time-out: ready rows, and rows that come now."""
     bench = Bench(counter_model(), max_rows_per_run=4)
-    pressure = bench.sessions.core.pressure
-    counts = Counter(ready)
-    for caller, count in counts.items():
-        bench.sessions.admit([rows(bench.open(count, stream=caller), caller)])
-    queued = Counter(bench.sessions.core.work.caller[bench.sessions.core.scheduler.ready].tolist())
-    found = pressure.waits_s(np.array(coming))
-    if len(bench.sessions.core.scheduler.ready) + len(coming) <= 4:
+    core, now = bench.sessions.core, bench.clock.now
+    pressure, work = core.pressure, core.work
+    for caller, steps, timeout in ready:
+        w = work.take(1)
+        work.caller[w], work.steps[w], work.arrived[w] = caller, steps, now
+        work.limit(w, now + timeout, False)
+        core.scheduler.add(w)
+    callers, steps, timeouts = (np.array(column) for column in zip(*coming, strict=True))
+    found = pressure.waits_s(callers, now + timeouts, now, steps)
+    one = pressure.wait_s(int(callers[0]), now + timeouts[0], now, int(steps[0]))
+    if len(ready) + len(coming) <= 4:
         assert found is None
+        assert one == 0
         return
     assert found is not None
-    total, rank = queued + Counter(coming), Counter(queued)
-    for i, caller in enumerate(coming):
-        rank[caller] += 1
-        before = sum(min(count, rank[caller]) for count in total.values())
-        assert found[i] == pytest.approx((before + 4) * pressure.s_per_row)
+    totals = Counter[int]()
+    for caller, count, _ in ready + coming:
+        totals[caller] += count
+    for i, (caller, count, timeout) in enumerate(coming):
+        until = min(timeout, PATIENCE_S)
+        # rows without a deadline keep their places
+        ahead = [n for c, n, t in ready if c == caller and (t == np.inf or min(t, PATIENCE_S) <= until)]
+        ahead += [n for j, (c, n, t) in enumerate(coming) if c == caller and (min(t, PATIENCE_S), j) < (until, i)]
+        level = sum(ahead) + count
+        before = sum(min(total, level) for total in totals.values())
+        assert found[i] == pytest.approx(before * pressure.s_per_step + count * pressure.pace_s)
+    alone = pressure.waits_s(callers[:1], now + timeouts[:1], now, steps[:1])
+    assert one == (0 if alone is None else pytest.approx(float(alone[0])))

@@ -10,6 +10,25 @@ import numpy as np
 
 from cellar_server.scheduler.work import Work
 
+# A row that waited so many seconds goes before all of its caller that came later, whatever their deadlines.
+PATIENCE_S = 5.0
+
+
+def due(work: Work, rows: np.ndarray, without: float) -> np.ndarray:
+    """By when each of the rows [n] is to be served: its deadline, where that is not far, or `without` for none."""
+    deadline = work.deadline[rows]
+    return np.where(deadline < np.inf, np.minimum(deadline, work.arrived[rows] + PATIENCE_S), without)
+
+
+def soonest_first(work: Work, ready: np.ndarray) -> np.ndarray:
+    """Ready rows [n], those with a deadline sorted by when they are due (Jackson, "Scheduling a production line to
+    minimize maximum tardiness", 1955): they share the places that they had, so rows without one keep theirs."""
+    when = due(work, ready, np.inf)
+    places = np.flatnonzero(when < np.inf)
+    ordered = ready.copy()
+    ordered[places] = ready[places[np.argsort(when[places], kind="stable")]]
+    return ordered
+
 
 class Turns:
     """Orders ready rows so that callers get equal shares of each run, within one row.

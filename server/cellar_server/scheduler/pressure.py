@@ -2,97 +2,163 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
+from cellar_server.scheduler.fairness import PATIENCE_S, due
 from cellar_server.scheduler.scheduler import Scheduler
 
 # How much of the measured speed is that of older runs.
 _MEMORY = 0.9
 
 
+@dataclass(frozen=True, slots=True)
+class _Line:
+    """Rows as they stand behind one another, each caller's by themselves.
+
+    order: rows by caller, and of one by when they are due [n]; due: of these [n]; sums: steps of all before each one
+    [n + 1]; callers: [C]; first: where each one's rows begin [C + 1]; totals: steps of each caller, ascending [C];
+    total_sums: of all before each one [C + 1].
+    """
+
+    order: np.ndarray
+    due: np.ndarray
+    sums: np.ndarray
+    callers: np.ndarray
+    first: np.ndarray
+    totals: np.ndarray
+    total_sums: np.ndarray
+
+    @staticmethod
+    def of(caller: np.ndarray, due: np.ndarray, steps: np.ndarray) -> _Line:
+        """Of rows [n] in order of arrival."""
+        order = np.lexsort((due, caller))
+        sums = np.concatenate([[0], np.cumsum(steps[order])])
+        ordered = caller[order]
+        first = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]]) if len(ordered) else np.zeros(0, np.int64)
+        ends = np.r_[first, len(ordered)]
+        totals = np.sort(np.diff(sums[ends]))
+        return _Line(order, due[order], sums, ordered[first], ends, totals, np.concatenate([[0], np.cumsum(totals)]))
+
+    def own_steps(self, caller: int, until: float = np.inf) -> int:
+        """Steps of a caller's rows that are due no later."""
+        at = int(np.searchsorted(self.callers, caller))
+        if at == len(self.callers) or self.callers[at] != caller:
+            return 0
+        begin, end = int(self.first[at]), int(self.first[at + 1])
+        place = begin + int(np.searchsorted(self.due[begin:end], until, side="right"))
+        return int(self.sums[place] - self.sums[begin])
+
+    def steps_up_to(self, level: np.ndarray | int) -> np.ndarray:
+        """Steps that are computed until a caller has had `level` of its own: of each caller at most so many."""
+        full = np.searchsorted(self.totals, level)
+        return self.total_sums[full] + (len(self.totals) - full) * level
+
+
 class Pressure:
     """The ready queue in seconds. Any thread may ask; one engine's thread tells it of its runs.
 
-    Callers take turns (see Turns), so a row waits for the rows that the others have ready up to its own rank, not for
-    all: one caller's flood is its own wait.
+    What stands before a row counts in steps, whatever the rows are: those of its caller that are due earlier, and, as
+    callers take turns (see Turns), of each other caller as many steps as the row's own has until then: one caller's
+    flood is its own wait. Behind that the row needs its own steps one after the other.
     """
 
     def __init__(self, scheduler: Scheduler) -> None:
         self._scheduler = scheduler
-        rows = scheduler.max_rows
-        self._seconds, self._rows = float(scheduler.cost(rows, 1)), float(rows)  # of what ran lately, fading
-        self._begun: tuple[float, int] | None = None  # the run before, after which rows were left: when, its rows
-        # ready rows, and of their callers: numbers, how many each has, the latter sorted, their sums [C + 1]
-        self._seen: tuple[np.ndarray, ...] = ()
+        # of what ran lately, fading: seconds, steps of all rows, and steps of each row
+        self._seconds, self._steps, self._q = (
+            float(scheduler.cost(scheduler.max_rows, 1)),
+            float(scheduler.max_rows),
+            1.0,
+        )
+        self._begun: tuple[float, int, int] | None = (
+            None  # the run before, after which rows were left: when, rows, steps
+        )
+        self._seen: tuple[np.ndarray, _Line] | None = None
+
+    @property
+    def s_per_step(self) -> float:
+        """Seconds of one step of one row of a full run, all that is done beside it included."""
+        return self._seconds / self._steps
+
+    @property
+    def pace_s(self) -> float:
+        """Seconds of one step of a row that takes part in every run."""
+        return self._seconds / self._q
 
     @property
     def s_per_row(self) -> float:
-        """Seconds of one row of a full run, all that is done beside it included."""
-        return self._seconds / self._rows
+        """Seconds of all steps that a ready row has left, on average; of one step where none is ready."""
+        line = self._look()
+        return self.s_per_step * (line.sums[-1] / len(line.order) if len(line.order) else 1.0)
 
-    def begin(self, rows: int, now: float) -> None:
-        """A run of so many rows begins."""
+    def begin(self, rows: int, q: int, now: float) -> None:
+        """A run of so many rows and steps begins."""
         if self._begun is not None:
-            since, count = self._begun
+            since, count, steps = self._begun
             self._seconds = _MEMORY * self._seconds + (now - since)
-            self._rows = _MEMORY * self._rows + count
-        self._begun = (now, rows) if self._scheduler.has_ready else None
+            self._steps = _MEMORY * self._steps + count * steps
+            self._q = _MEMORY * self._q + steps
+        self._begun = (now, rows, q) if self._scheduler.has_ready else None
 
-    def wait_s(self, caller: int, before: int = 0) -> float:
-        """Seconds until the run of a caller's next row would be over; before: rows that come ahead of it and are not
-        ready yet. 0 where one run takes all."""
-        if self.is_low(before):
+    def wait_s(self, caller: int, deadline: float, now: float, steps: int = 1, before: int = 0) -> float:
+        """Seconds until a caller's next row, of so many steps, would be over; before: rows like it that come ahead of
+        it and are not ready yet. 0 where one run takes all."""
+        if self.is_low(before + 1):
             return 0.0
-        callers, counts, ordered, sums = self._look()
-        at = int(np.searchsorted(callers, caller))
-        own = int(counts[at]) if at < len(callers) and callers[at] == caller else 0
-        return (_up_to(own + 1, ordered, sums) + before + self._scheduler.max_rows) * self.s_per_row
+        line = self._look()
+        level = line.own_steps(caller, min(deadline, now + PATIENCE_S)) + steps
+        # of its own caller all up to itself, which is none of those that wait
+        ahead = int(line.steps_up_to(level)) - min(line.own_steps(caller), level) + level
+        return (ahead + before * steps) * self.s_per_step + steps * self.pace_s
 
-    def waits_s(self, callers: np.ndarray) -> np.ndarray | None:
-        """As `wait_s` for rows that come now, in this order, by their callers: [n]. None where one run takes all."""
+    def waits_s(
+        self,
+        callers: np.ndarray,
+        deadlines: np.ndarray,
+        now: float,
+        steps: np.ndarray,
+        longest: np.ndarray | None = None,
+    ) -> np.ndarray | None:
+        """As `wait_s` for rows that come now, in this order: [n]. longest: steps of each that follow one another, where
+        that is not all. None where one run takes all."""
         n = len(callers)
         if self.is_low(n):
             return None
-        known, counts, _, _ = self._look()
-        names, of, added = np.unique(callers, return_inverse=True, return_counts=True)
-        at = np.minimum(np.searchsorted(known, names), max(0, len(known) - 1))
-        is_known = known[at] == names if len(known) else np.zeros(len(names), np.bool_)
-        own = np.where(is_known, counts[at], 0) if len(known) else np.zeros(len(names), np.int64)
-        # each row's rank among its caller's
-        order = np.argsort(of, kind="stable")
-        rank = np.empty(n, np.int64)
-        rank[order] = np.arange(n) - np.repeat(np.cumsum(added) - added, added)
-        rank += own[of] + 1
-        ordered = np.sort(np.concatenate([own + added, counts[~np.isin(known, names)]]))
-        sums = np.concatenate([[0], np.cumsum(ordered)])
-        full = np.searchsorted(ordered, rank)
-        return (sums[full] + (len(ordered) - full) * rank + self._scheduler.max_rows) * self.s_per_row
+        caller, due, left = self._ready()
+        until = np.concatenate([due, np.minimum(deadlines, now + PATIENCE_S)])
+        line = _Line.of(np.concatenate([caller, callers]), until, np.concatenate([left, steps]))
+        place = np.empty(len(line.order), np.int64)
+        place[line.order] = np.arange(len(place))
+        mine = place[len(caller) :]
+        begin = line.first[np.searchsorted(line.callers, callers)]
+        level = line.sums[mine + 1] - line.sums[begin]
+        return line.steps_up_to(level) * self.s_per_step + (steps if longest is None else longest) * self.pace_s
 
     def backlog_s(self, caller: int) -> float:
         """Seconds of waiting that whoever is live has already, in the eyes of a caller who wants more: what a single
         other caller has ready beyond all the rest does not count. 0 where one run takes all."""
         if self.is_low():
             return 0.0
-        callers, counts, ordered, sums = self._look()
-        at = int(np.searchsorted(callers, caller))
-        own = int(counts[at]) if at < len(callers) and callers[at] == caller else 0
-        level = own if own == ordered[-1] else max(own, int(ordered[-2]) if len(ordered) > 1 else 0)
-        return _up_to(level, ordered, sums) * self.s_per_row
+        line = self._look()
+        own, most = line.own_steps(caller), int(line.totals[-1])
+        level = own if own == most else max(own, int(line.totals[-2]) if len(line.totals) > 1 else 0)
+        return float(line.steps_up_to(level)) * self.s_per_step
 
     def is_low(self, before: int = 0) -> bool:
         """One run takes all that is ready: nobody waits."""
         return len(self._scheduler.ready) + before <= self._scheduler.max_rows
 
-    def _look(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    def _ready(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Of the ready rows: caller, when due, steps left [n]. Those without a deadline keep their places: no row that
+        comes now passes them."""
+        scheduler, ready = self._scheduler, self._scheduler.ready
+        work = scheduler.work
+        return work.caller[ready], due(work, ready, -np.inf), scheduler.left(ready)
+
+    def _look(self) -> _Line:
         ready, seen = self._scheduler.ready, self._seen
-        if not seen or seen[0] is not ready:  # the queue is a new array whenever it changes
-            callers, counts = np.unique(self._scheduler.work.caller[ready], return_counts=True)
-            ordered = np.sort(counts)
-            seen = self._seen = (ready, callers, counts, ordered, np.concatenate([[0], np.cumsum(ordered)]))
-        return seen[1:]  # type: ignore[return-value]
-
-
-def _up_to(rank: int, ordered: np.ndarray, sums: np.ndarray) -> int:
-    """Rows that stand before one of a rank: of each caller at most so many."""
-    full = int(np.searchsorted(ordered, rank))
-    return int(sums[full]) + (len(ordered) - full) * rank
+        if seen is None or seen[0] is not ready:  # the queue is a new array whenever it changes
+            seen = self._seen = (ready, _Line.of(*self._ready()))
+        return seen[1]

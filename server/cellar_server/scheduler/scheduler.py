@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from cellar_server.runtime.base import Runtime
-from cellar_server.scheduler.fairness import Turns
+from cellar_server.scheduler.fairness import Turns, soonest_first
 from cellar_server.scheduler.policy import Cost, choose
 from cellar_server.scheduler.work import Kind, Work
 
@@ -69,13 +69,20 @@ class Scheduler:
         """Rows [n] are ready no more."""
         self._ready = self._ready[~np.isin(self._ready, rows)]
 
-    def take_late(self, now: float) -> np.ndarray:
+    def left(self, rows: np.ndarray) -> np.ndarray:
+        """Steps that rows [n] have left; of a generation the next one."""
+        left = self.work.steps[rows] - self.work.done[rows]
+        left[self.work.kind[rows] == Kind.GENERATION] = 1
+        return left
+
+    def take_late(self, now: float, pace_s: float) -> np.ndarray:
         """Removes and returns the ready rows whose deadline has passed; where one run cannot take all, also those
-        whose deadline passes before the run is over: others can have their places."""
+        whose deadline would pass though they took part in every run: others can have their places. pace_s: seconds of
+        one step of such a row."""
         if not self.work.num_limited:
             return self._ready[:0]
-        ahead_s = float(self.cost(self.max_rows, 1)) if len(self._ready) > self.max_rows else 0.0
-        late = self.work.deadline[self._ready] <= now + ahead_s
+        needed_s = pace_s * self.left(self._ready) if len(self._ready) > self.max_rows else 0.0
+        late = self.work.deadline[self._ready] <= now + needed_s
         if not late.any():
             return self._ready[:0]
         rows = self._ready[late]
@@ -101,6 +108,8 @@ class Scheduler:
 
     def _next(self) -> tuple[np.ndarray, int]:
         work, ready = self.work, self._ready
+        if len(ready) > self.max_rows and work.num_limited:
+            ready = soonest_first(work, ready)
         is_bulk = work.is_bulk[ready] if work.num_limited else None
         waits = None
         if is_bulk is not None and is_bulk.any():
@@ -110,8 +119,7 @@ class Scheduler:
         if len(ready) > self.max_rows:
             ready = self._turns.order(ready, waits)
         is_bulk = None if waits is None else work.is_bulk[ready]
-        remaining = work.steps[ready] - work.done[ready]
-        remaining[work.kind[ready] == Kind.GENERATION] = 1
+        remaining = self.left(ready)
         places, q = choose(
             remaining,
             work.passed[ready],

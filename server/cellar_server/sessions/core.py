@@ -174,17 +174,23 @@ class Core:
         by_rows = self.work.num_used / max(1.0, (1 - LIVE_PART) * self.work.capacity)
         return max(by_rows, self.pressure.backlog_s(-1) / self.config.max_wait_s)
 
-    def check_time(self, left_s: float, caller: int, before: int = 0) -> None:
+    def check_time(self, left_s: float, caller: int, steps: int = 1, before: int = 0) -> None:
         """CellarError DEADLINE_EXCEEDED for work whose time is over, OVERLOADED where it would probably be over before
-        its answer. left_s: seconds that are left, inf for no deadline; before: rows that are about to be queued ahead
-        of it."""
+        its answer. left_s: seconds that are left, inf for no deadline; steps: of its row, as far as is known; before:
+        rows like it that are about to be queued ahead of it."""
         if left_s <= 0:
             raise CellarError(Reason.DEADLINE_EXCEEDED, LATE)
-        if left_s < float("inf") and not self.pressure.is_low(before):
-            wait_s = self.pressure.wait_s(caller, before)
-            if wait_s > WAIT_PART * left_s:
-                # at the latest when half of what waits has run, so that the queue is never empty meanwhile
-                raise self.overloaded(min(wait_s - WAIT_PART * left_s, wait_s / 2))
+        if left_s < float("inf"):
+            now = self.clock()
+            self.check_wait(left_s, self.pressure.wait_s(caller, now + left_s, now, steps, before))
+
+    def check_wait(self, left_s: float, wait_s: float) -> None:
+        """The same for work that is expected to be over in so many seconds."""
+        if left_s <= 0:
+            raise CellarError(Reason.DEADLINE_EXCEEDED, LATE)
+        if wait_s > WAIT_PART * left_s:
+            # at the latest when half of what waits has run, so that the queue is never empty meanwhile
+            raise self.overloaded(min(wait_s - WAIT_PART * left_s, wait_s / 2))
 
     def overloaded(self, wait_s: float | None = None) -> CellarError:
         """OVERLOADED, to be tried again after so many seconds (None: when what waits now has run)."""

@@ -62,7 +62,7 @@ class Frames:
         if timeouts and min(timeouts):
             passed_s = now - request.arrived_s if request.arrived_s else 0.0
             caller = request.caller or request.stream
-            self.core.check_time(max(timeouts) / 1000 - passed_s, caller, before)
+            self.core.check_time(max(timeouts) / 1000 - passed_s, caller, before=before)
 
     def _admit_small(self, frames: list[Chunks], now: float) -> None:
         """Frames that are read together."""

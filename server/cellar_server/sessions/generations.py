@@ -267,7 +267,7 @@ class Generations:
         work.steps[w] = 1
         work.slot[w] = -1
         work.stream[w] = -1
-        work.caller[w] = request.caller
+        work.caller[w], work.arrived[w] = request.caller, now
         work.limit(np.array([w]), request.deadline_s or np.inf, False)
         work.last[w] = generation.ids[-1] if generation.ids else generation.begin_id
         self._by_work[w] = generation

@@ -38,29 +38,61 @@ class Predicts:
         self._calls: dict[int, _Predict] = {}
         self._number = 0
         self._to: Any = None  # whom rows that came one a call are answered to
+        self._steps_per_unit = 1.0  # that a codec made of text or sound, lately
 
-    def admit(self, request: PredictRequest) -> None:
-        """Queues the sequences of one call; refuses those that cannot run, or the whole call."""
+    def admit(self, requests: list[PredictRequest], now: float) -> None:
+        """Queues the sequences of calls; refuses those that cannot run, or the whole call."""
+        core = self.core
+        sound: list[PredictRequest] = []
+        for request in requests:
+            try:
+                self._check(request)
+                sound.append(request)
+            except CellarError as error:
+                self._refuse_call(request, error)
+        for request, wait_s in zip(sound, self._waits_s(sound, now), strict=True):
+            try:
+                core.check_room(len(request.lengths), len(request.data))
+                core.check_wait((request.deadline_s or np.inf) - now, wait_s)
+                if request.is_bulk:
+                    core.check_new(request.caller, len(request.lengths))
+                self._take_in(request, now)
+            except CellarError as error:
+                self._refuse_call(request, error)
+
+    def _check(self, request: PredictRequest) -> None:
+        """CellarError for a call that cannot run, however little waits."""
+        core = self.core
+        core.check_open()
+        if core.only_generates:
+            raise CellarError(Reason.UNSUPPORTED, "the model generates: call Generate")
+        if not request.lengths:
+            raise CellarError(Reason.EMPTY_INPUT, "the call holds no sequence")
+        self.content.check(request.dtype, request.shape, len(request.data), sum(request.lengths))
+        if len(request.lengths) > core.work.capacity:
+            raise CellarError(Reason.TOO_LARGE, f"a call holds at most {core.work.capacity} sequences")
+
+    def _waits_s(self, requests: list[PredictRequest], now: float) -> list[float]:
+        """Seconds in which each call is expected to be over."""
+        waits: np.ndarray | None = None
+        if any(request.deadline_s for request in requests):
+            callers = np.array([request.caller for request in requests])
+            deadlines = np.array([request.deadline_s or np.inf for request in requests])
+            steps, longest = (
+                np.maximum(1, np.array([of(request.lengths) for request in requests]) * self._steps_per_unit)
+                for of in (sum, max)
+            )
+            waits = self.core.pressure.waits_s(callers, deadlines, now, steps, longest)
+        return [0.0] * len(requests) if waits is None else waits.tolist()
+
+    def _refuse_call(self, request: PredictRequest, error: CellarError) -> None:
+        self.core.counts.refuse(error.reason)
+        self.core.replies.append(PredictReply(request.to, [], None, error=error))
+
+    def _take_in(self, request: PredictRequest, now: float) -> None:
+        """Queues the sequences of a sound call for which there is room and time."""
         core, work = self.core, self.core.work
-        try:
-            core.check_open()
-            if core.only_generates:
-                raise CellarError(Reason.UNSUPPORTED, "the model generates: call Generate")
-            if not request.lengths:
-                raise CellarError(Reason.EMPTY_INPUT, "the call holds no sequence")
-            total = sum(request.lengths)
-            self.content.check(request.dtype, request.shape, len(request.data), total)
-            if len(request.lengths) > work.capacity:
-                raise CellarError(Reason.TOO_LARGE, f"a call holds at most {work.capacity} sequences")
-            core.check_room(len(request.lengths), len(request.data))
-            core.check_time((request.deadline_s or np.inf) - core.clock(), request.caller)
-            if request.is_bulk:
-                core.check_new(request.caller, len(request.lengths))
-        except CellarError as error:
-            core.counts.refuse(error.reason)
-            core.replies.append(PredictReply(request.to, [], None, error=error))
-            return
-        n = len(request.lengths)
+        n, total = len(request.lengths), sum(request.lengths)
         length = np.array(request.lengths, np.int64)
         values = self.content.array(request.data, total)
         errors: dict[int, CellarError] = {
@@ -87,7 +119,7 @@ class Predicts:
         core.time(Kind.SEQUENCE, self._number, request.timing)
         rows = call.rows = work.take(len(good))
         work.kind[rows] = Kind.SEQUENCE
-        work.arrived[rows] = core.clock()
+        work.arrived[rows] = now
         work.state[rows] = core.model.runtime.start
         work.lot[rows] = work.add_lot(values, len(good))
         work.offset[rows] = (np.cumsum(length) - length)[good]
@@ -113,7 +145,7 @@ class Predicts:
                 self._refuse(rows, np.arange(len(rows.call)), error)
                 continue
             rows = self._fit(rows)
-            rows = in_time(self.core, rows, now, self._refuse) if len(rows.call) else rows
+            rows = in_time(self.core, rows, rows.length, now, self._refuse) if len(rows.call) else rows
             rows = self._with_room(rows)
             if len(rows.call):
                 self._queue(rows, now)
@@ -206,6 +238,7 @@ class Predicts:
                 continue
             counts[i] = len(taken)
             made.append(taken)
+            self._steps_per_unit += 0.1 * (len(taken) / n - self._steps_per_unit)
         return np.concatenate(made), counts
 
     def finish(self, rows: np.ndarray, last: np.ndarray, outputs: np.ndarray) -> None:

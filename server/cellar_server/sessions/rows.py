@@ -60,7 +60,7 @@ class RowsIn:
                 rows = self._give_back(rows)
             else:
                 self.express.issue(rows, slots)
-            rows = self._fit(in_time(self.core, rows, now, self.frames.refuse_rows))
+            rows = self._fit(in_time(self.core, rows, self._steps(rows), now, self.frames.refuse_rows))
             if len(rows.call):
                 self._admit(rows, now)
 
@@ -76,6 +76,11 @@ class RowsIn:
             return rows
         self.core.replies.append(RowsBack(rows.to, chosen(rows, np.flatnonzero(theirs))))
         return chosen(rows, np.flatnonzero(~theirs))
+
+    def _steps(self, rows: Rows) -> np.ndarray:
+        """Steps of each row [n] as its bytes say; 1 where a codec is to read them."""
+        content: Content = self.frames.content
+        return np.ones(len(rows.size), np.int64) if content.is_coded else np.maximum(1, rows.size // content.unit_bytes)
 
     def _fit(self, rows: Rows) -> Rows:
         """Rows whose bytes are what their lengths and shapes say, with these filled in; the others are refused."""

@@ -56,13 +56,13 @@ class Runs:
         be ready, and one run is under way at most."""
         core = self.core
         now = core.clock()
-        late = core.scheduler.take_late(now)
+        late = core.scheduler.take_late(now, core.pressure.pace_s)
         if len(late):
             self.fail(late, CellarError(Reason.DEADLINE_EXCEEDED, LATE), now)
             if not core.scheduler.has_ready:
                 return None
         rows, q = core.scheduler.next()
-        core.pressure.begin(len(rows), now)
+        core.pressure.begin(len(rows), q, now)
         x, state = self._gather(rows, q)
         work = core.work
         waited = (now - work.arrived[rows])[(work.done[rows] == 0) & (work.kind[rows] < Kind.GENERATION)]

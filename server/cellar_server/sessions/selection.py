@@ -16,14 +16,17 @@ from cellar_server.sessions.messages import PredictRows, Rows, RowsRefused
 _COLUMNS = ("call", "stream", "frame_id", "handle", "position", "length", "first_axis", "size")
 
 
-def in_time(core: Core, rows: Any, now: float, refuse: Callable[[Any, np.ndarray, CellarError], None]) -> Any:
-    """Rows without those whose time is over, or would be before their answer: these are refused, many at once."""
+def in_time(
+    core: Core, rows: Any, steps: np.ndarray, now: float, refuse: Callable[[Any, np.ndarray, CellarError], None]
+) -> Any:
+    """Rows without those whose time is over, or would be before their answer: these are refused, many at once. steps:
+    of each row [n]."""
     if rows.deadline is None:
         return rows
     left = rows.deadline - now
     over = left <= 0
     late = over
-    wait = core.pressure.waits_s(rows.callers)
+    wait = core.pressure.waits_s(rows.callers, rows.deadline, now, steps)
     if wait is not None:
         late = over | (wait > WAIT_PART * left)
     if not late.any():

@@ -155,6 +155,8 @@ class Sessions(Verbs):
                 self.frames.admit(batch, now)  # type: ignore[arg-type]
             elif kind is Rows:
                 self.rows.admit(batch, now)  # type: ignore[arg-type]
+            elif kind is PredictRequest:
+                self.predicts.admit(batch, now)  # type: ignore[arg-type]
             elif kind is PredictRows:
                 self.predicts.admit_rows(batch, now)  # type: ignore[arg-type]
             elif kind is StepRequest:
@@ -167,8 +169,6 @@ class Sessions(Verbs):
 
     def _admit_one(self, request: Request, now: float) -> None:
         match request:
-            case PredictRequest():
-                self.predicts.admit(request)
             case Credit():
                 self.generations.credit(request.to, request.count)
             case Cancel():
@@ -201,7 +201,7 @@ class Sessions(Verbs):
         for request in requests:
             try:
                 if request.deadline_s:
-                    self.core.check_time(request.deadline_s - now, request.caller, len(frames))
+                    self.core.check_time(request.deadline_s - now, request.caller, before=len(frames))
                 slot, is_new = self._slot_for(request)
             except CellarError as error:
                 self.core.counts.refuse(error.reason)
