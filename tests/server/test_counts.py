@@ -95,7 +95,7 @@ def test_a_first_emission_is_timed_once_a_call() -> None:
         bench.sessions.admit([GenerateRequest(to, b"", condition, options, "kept", position, credits=2)])
 
     ask("first", 0)
-    assert bench.sessions.generations.num_live == 1
+    assert bench.sessions.generations.rows.num_live == 1
     bench.clock.now += 0.3
     bench.run()
     counts = bench.sessions.core.counts

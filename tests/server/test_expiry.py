@@ -19,6 +19,7 @@ from cellar_server.errors import CellarError
 from cellar_server.sampling.sampler import Options
 from cellar_server.scheduler.policy import Cost
 from cellar_server.sessions.directory import Directory
+from cellar_server.sessions.ends import REST_S
 from cellar_server.sessions.messages import (
     Call,
     CallReply,
@@ -28,7 +29,6 @@ from cellar_server.sessions.messages import (
     StepRequest,
     StreamClosed,
 )
-from cellar_server.sessions.verbs import REST_S
 from cellar_server.store.base import Store
 from cellar_server.zoo import Model
 from hypothesis import settings

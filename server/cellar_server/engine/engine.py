@@ -151,7 +151,7 @@ class Engine:
     @property
     def num_generations(self) -> int:
         """Generations that run or wait for their reader."""
-        return self._sessions.generations.num_live
+        return self._sessions.generations.rows.num_live
 
     @property
     def max_queue_rows(self) -> int:

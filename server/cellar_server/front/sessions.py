@@ -30,7 +30,7 @@ from cellar_server.front.rations import number_of
 from cellar_server.front.registry import Registry
 from cellar_server.front.status import abort
 from cellar_server.sessions.directory import SCOPE_END, check_id, mint
-from cellar_server.sessions.verbs import SessionInfo
+from cellar_server.sessions.infos import SessionInfo
 
 MAX_PAGE = 1000
 

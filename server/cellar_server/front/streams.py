@@ -30,9 +30,9 @@ from cellar_server.front.reading import check
 from cellar_server.front.registry import Registry
 from cellar_server.front.status import abort, unforeseen
 from cellar_server.sessions.directory import mint, scoped, shown
+from cellar_server.sessions.infos import Opened
 from cellar_server.sessions.messages import AnswerReply, FrameReply, FrameRequest, StreamClosed
 from cellar_server.sessions.table import engine_of
-from cellar_server.sessions.verbs import Opened
 
 if TYPE_CHECKING:
     from cellar_server.front.lanes import Lanes

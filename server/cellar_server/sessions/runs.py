@@ -111,7 +111,7 @@ class Runs:
         q = run.x.shape[1]
         if run.is_prime:
             core.counts.prime_runs += 1
-            self.generations.take_in(run.rows, q, state)
+            self.generations.rows.take_in(run.rows, q, state)
             return
         self.count(len(run.rows), q, run.took_s)
         self._scatter(run.rows, q, y, state)
@@ -169,7 +169,7 @@ class Runs:
         kind = work.kind[rows]
         fed_back = kind == Kind.GENERATION
         if fed_back.any():
-            self.generations.advance(rows[fed_back], y[fed_back, 0], state[fed_back], now)
+            self.generations.rows.advance(rows[fed_back], y[fed_back, 0], state[fed_back], now)
             rows, y, state, kind = rows[~fed_back], y[~fed_back], state[~fed_back], kind[~fed_back]
             if not len(rows):
                 return
@@ -257,7 +257,7 @@ class Runs:
         if (kind == Kind.SEQUENCE).any():
             self.predicts.fail(rows[kind == Kind.SEQUENCE], error)
         if (kind >= Kind.GENERATION).any():
-            self.generations.fail(rows[kind >= Kind.GENERATION], error, now)
+            self.generations.rows.fail(rows[kind >= Kind.GENERATION], error, now)
 
     def fault(self, what: str, reason: Reason) -> CellarError:
         """Logs the exception being handled; the error that names it."""

@@ -19,6 +19,7 @@ from cellar_server.sessions.answers import Answers
 from cellar_server.sessions.core import Core
 from cellar_server.sessions.directory import Directory, check_id, key_of
 from cellar_server.sessions.durability import Durability, Level
+from cellar_server.sessions.ends import closed
 from cellar_server.sessions.express import Express
 from cellar_server.sessions.frames import Frames
 from cellar_server.sessions.generations import Generations
@@ -45,7 +46,7 @@ from cellar_server.sessions.rows import RowsIn
 from cellar_server.sessions.runs import Runs
 from cellar_server.sessions.states import States
 from cellar_server.sessions.table import Table
-from cellar_server.sessions.verbs import Verbs, closed
+from cellar_server.sessions.verbs import Verbs
 from cellar_server.store.base import Store
 from cellar_server.zoo import Model
 
@@ -170,9 +171,9 @@ class Sessions(Verbs):
     def _admit_one(self, request: Request, now: float) -> None:
         match request:
             case Credit():
-                self.generations.credit(request.to, request.count)
+                self.generations.rows.credit(request.to, request.count)
             case Cancel():
-                if not self.generations.cancel(request.to, now):
+                if not self.generations.rows.cancel(request.to, now):
                     self.predicts.cancel(request.to)
             case RowsCancel(call=calls):
                 self.predicts.cancel_rows(calls)
@@ -291,6 +292,6 @@ class Sessions(Verbs):
         self.settle()
         self.express.fail(error)
         scheduler = self.core.scheduler
-        rows = np.concatenate([scheduler.ready, self.generations.parked()])
+        rows = np.concatenate([scheduler.ready, self.generations.rows.parked()])
         scheduler.remove(rows)
         self.runs.fail(rows, error, self.core.clock())
