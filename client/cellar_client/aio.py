@@ -15,7 +15,7 @@ from cellar_client.verbs import Verbs
 
 
 class AsyncGeneration(GenerationCore, AsyncIterator[Token]):
-    """A running generation: `async for token in generation`. See GenerationBook for its attributes."""
+    """A running generation: `async for token in generation`. See Generation for its attributes."""
 
     async def __anext__(self) -> Token:
         token = await self._token()

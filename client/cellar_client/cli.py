@@ -200,7 +200,7 @@ def _predict(options: argparse.Namespace) -> int:
         else:
             inputs = list(options.text)
             if not info.is_text:
-                inputs = [np.array([float(v) for v in each.split(",")]) for each in inputs]
+                inputs = [_step(each) for each in inputs]
         if not inputs:
             raise ValueError("nothing to predict: give texts, numbers or --input")
         answers = client.predict_many(options.model, inputs)
@@ -209,6 +209,14 @@ def _predict(options: argparse.Namespace) -> int:
             raise answer
         _show(each if info.is_text else "", answer, info.labels, options.json)
     return 0
+
+
+def _step(text: str) -> np.ndarray:
+    """Numbers by commas; ValueError."""
+    try:
+        return np.array([float(value) for value in text.split(",")])
+    except ValueError:
+        raise ValueError(f"{text!r} is not one step's numbers by commas") from None
 
 
 def _steps(text: str) -> np.ndarray:

@@ -15,7 +15,12 @@ from cellar_client.verbs import Verbs
 
 
 class Generation(GenerationCore, Iterator[Token]):
-    """A running generation: iterate over its tokens. See GenerationBook for its attributes."""
+    """A running generation: iterate over its tokens.
+
+    `id`: of the session in which the server keeps it, "" where it does not; `text` so far, `seed`, `position`:
+    emissions held; `is_ended`; `finish`: why ("end", "max_steps", "stop"), "" while it goes on; `alternatives`: (id,
+    log-probability) of the most likely ids of the last step, the end's too, where asked for.
+    """
 
     def __next__(self) -> Token:
         token = run(self._token())

@@ -54,10 +54,9 @@ class Codec:
         if array.shape == self.shape:
             array = array[None]
         if array.shape[1:] != self.shape or not array.ndim:
-            raise ShapeMismatch(
-                f"model {self.info.name!r} takes steps of {list(self.shape)}, so [time, ...] with them; "
-                f"the input is {list(array.shape)}"
-            )
+            sizes = ", ".join(map(str, self.shape))
+            one, many = (f"a step [{sizes}]", f"steps [time, {sizes}]") if sizes else ("a number", "numbers [time]")
+            raise ShapeMismatch(f"model {self.info.name!r} takes {one} or {many}; the input is {list(array.shape)}")
         return array.tobytes(), len(array)
 
     def tensor(self, data: bytes) -> Tensor:

@@ -28,6 +28,11 @@ class Emissions(np.ndarray):
         def __getitem__(self, key: Any) -> Any:
             """Emissions with the same classes, or a number."""
 
+    def __repr__(self) -> str:
+        values = super().__repr__()
+        has_labels = bool(self.classes) and self.ndim > 0 and self.size > 0 and self.shape[-1] == len(self.classes)
+        return f"{values[:-1]}, label={self.label!r})" if has_labels else values
+
     @property
     def labels(self) -> list[str]:
         """The most likely class of each emission; AttributeError for models without classes."""

@@ -209,6 +209,11 @@ class Internal(ServiceError):
 class Unavailable(ServiceError):
     """No Cellar server answered."""
 
+    @property
+    def name(self) -> str:
+        """No reason of the contract: nobody gave one."""
+        return "UNAVAILABLE"
+
 
 def _leaves(kind: type[CellarError]) -> list[type[CellarError]]:
     return [leaf for each in kind.__subclasses__() for leaf in (_leaves(each) or [each])]

@@ -33,6 +33,9 @@ class Links:
         self._addresses = [servers] if isinstance(servers, str) else list(servers)
         if not self._addresses:
             raise ValueError("a client needs the address of a server")
+        for address in self._addresses:
+            if address.startswith(("http://", "https://")):
+                raise ValueError(f"the address of a server is HOST:PORT, not {address!r}")
         self._connect = connect
         self._links: dict[str, Link] = {}
         self._at = 0

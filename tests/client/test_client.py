@@ -241,8 +241,12 @@ def test_emissions_know_their_classes() -> None:
     assert y.labels == ["yes", "no"]
     assert (y.label, y[0].label) == ("no", "yes")
     assert (y * 2).sum() == pytest.approx(4)
+    assert repr(y[0]).endswith("dtype=float32, label='yes')")
+    assert repr(y).endswith("label='no')")
     with pytest.raises(AttributeError):
         _ = Emissions([1.0]).labels
+    assert repr(Emissions([1.0])) == "Emissions([1.], dtype=float32)"
+    assert repr(Emissions([], ("no", "yes"))) == "Emissions([], dtype=float32)"
 
 
 # -- scoring and the command line -----------------------------------------------------------------------------------
@@ -259,7 +263,13 @@ def test_the_command_line(address: str, tmp_path: Path, capsys: pytest.CaptureFi
     assert capsys.readouterr().err.startswith("cellar: MODEL_NOT_FOUND")
     assert main(["sessions", "--server", address]) == 0
     assert main(["generate", "--server", address, "counter"]) == 1
+    capsys.readouterr()
+    assert main(["predict", "--server", address, "counter", "one,2"]) == 1
+    assert capsys.readouterr().err == "cellar: 'one,2' is not one step's numbers by commas\n"
+    assert main(["predict", "--server", address, "counter", "1,2,3"]) == 1
+    assert "takes a step [2] or steps [time, 2]; the input is [3]" in capsys.readouterr().err
     assert main(["models", "--server", "127.0.0.1:1"]) == 1
+    assert capsys.readouterr().err.startswith("cellar: UNAVAILABLE: no answer from the server")
     missing = [
         "score",
         "--server",
@@ -332,6 +342,8 @@ def test_another_server_is_asked_where_the_first_does_not_answer(address: str) -
         client.models()
     with pytest.raises(ValueError, match="address"):
         Client([])
+    with pytest.raises(ValueError, match="HOST:PORT, not 'http://localhost:1'"):
+        Client("http://localhost:1")
 
 
 def test_what_is_kept_to_be_sent_again_is_bounded() -> None:
