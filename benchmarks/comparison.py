@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import sys
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from cellar_proto.v1 import inference_pb2_grpc, sessions_pb2, sessions_pb2_grpc
 from cellar_proto.v1.reason_pb2 import OVERLOADED, Error
 
 from benchmarks.batching import Job, Network, Worker, policy, start_state
+from benchmarks.listening import listen
 from benchmarks.network import WIDTH
 
 SCHEDULERS = ["one", "padded", "buckets"]
@@ -135,10 +135,7 @@ async def serve(name: str, network: Network, max_rows: int, max_waiting: int) ->
     server = grpc.aio.server(options=[("grpc.max_receive_message_length", 64 << 20)])
     inference_pb2_grpc.add_InferenceServicer_to_server(service, server)
     sessions_pb2_grpc.add_SessionsServicer_to_server(service, server)
-    port = server.add_insecure_port("127.0.0.1:0")
-    await server.start()
-    print(f"{name} listening on 127.0.0.1:{port}", file=sys.stderr, flush=True)
-    await server.wait_for_termination()
+    await listen(server, name)
 
 
 def main() -> None:

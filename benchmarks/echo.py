@@ -9,12 +9,13 @@ from __future__ import annotations
 import argparse
 import asyncio
 import concurrent.futures
-import sys
 from collections.abc import AsyncIterator
 
 import grpc
 from cellar_proto.v1 import inference_pb2 as pb
 from cellar_proto.v1 import inference_pb2_grpc
+
+from benchmarks.listening import listen, say
 
 KINDS = ["raw", "parsed", "sync", "sync-raw"]
 SERVICE = "cellar.v1.Inference"
@@ -76,20 +77,13 @@ def _raw(server: grpc.Server | grpc.aio.Server, *, is_sync: bool) -> None:
     server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(SERVICE, handlers)])
 
 
-def _say(port: int) -> None:
-    print(f"echo listening on 127.0.0.1:{port}", file=sys.stderr, flush=True)
-
-
 async def serve(kind: str) -> None:
     server = grpc.aio.server()
     if kind == "raw":
         _raw(server, is_sync=False)
     else:
         inference_pb2_grpc.add_InferenceServicer_to_server(Parsed(), server)
-    port = server.add_insecure_port("127.0.0.1:0")
-    await server.start()
-    _say(port)
-    await server.wait_for_termination()
+    await listen(server, "echo")
 
 
 def serve_sync(kind: str) -> None:
@@ -100,7 +94,7 @@ def serve_sync(kind: str) -> None:
         inference_pb2_grpc.add_InferenceServicer_to_server(Sync(), server)
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
-    _say(port)
+    say("echo", port)
     server.wait_for_termination()
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import queue
-import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
@@ -28,6 +27,8 @@ from cellar_server.codecs.dialogue_act import DialogueActCodec
 from cellar_server.codecs.vocabulary import Vocabulary
 from cellar_server.sampling.sampler import sample
 from google.protobuf import json_format
+
+from benchmarks.listening import listen
 
 
 @dataclass(eq=False)
@@ -170,10 +171,7 @@ class Service(inference_pb2_grpc.InferenceServicer):
 async def serve(folder: Path, max_rows: int) -> None:
     server = grpc.aio.server()
     inference_pb2_grpc.add_InferenceServicer_to_server(Service(folder, max_rows), server)
-    port = server.add_insecure_port("127.0.0.1:0")
-    await server.start()
-    print(f"generations listening on 127.0.0.1:{port}", file=sys.stderr, flush=True)
-    await server.wait_for_termination()
+    await listen(server, "generations")
 
 
 def main() -> None:
