@@ -112,22 +112,30 @@ def _weights(options: argparse.Namespace) -> Path:
     return Path(options.runs / f"{options.name}.pt")
 
 
-def _load(model: ModuleType, options: argparse.Namespace) -> tuple[Network, dict[str, Any]]:
-    """The network as it is served, its weights rounded to halves, and what is known of its training."""
+def _saved(options: argparse.Namespace) -> tuple[dict[str, Any], Path | None]:
+    """Weights and what is known of their training; the artefact that they lie in, where they are not a run's."""
     from cellar_models.export import read_weights
 
-    path = _weights(options)
-    served = options.zoo / options.name / "1" / "model.pt"
+    path, served = _weights(options), options.zoo / options.name / "1"
     if options.source is not None:
-        saved = {"weights": read_weights(_present(options.source / "model.pt").parent)}
-        saved |= training_of(_present(options.source / "CARD.md").read_text("utf-8"))
-    elif path.is_file():
-        saved = torch.load(path, weights_only=True)
-    elif served.is_file() and (options.verb != "export" or options.precision == "int8"):
-        saved = {"weights": read_weights(served.parent)}
-    else:
-        raise FileNotFoundError(f"{path} is missing: first `cellar-models train {options.name}`")
+        _present(options.source / "model.pt")
+        told = training_of(_present(options.source / "CARD.md").read_text("utf-8"))
+        return {"weights": read_weights(options.source), **told}, options.source
+    if path.is_file():
+        return torch.load(path, weights_only=True), None
+    if (served / "model.pt").is_file() and (options.verb != "export" or options.precision == "int8"):
+        return {"weights": read_weights(served)}, served
+    raise FileNotFoundError(f"{path} is missing: first `cellar-models train {options.name}`")
+
+
+def _load(model: ModuleType, options: argparse.Namespace) -> tuple[Network, dict[str, Any]]:
+    """The network as it is served, its weights rounded to halves, and what is known of its training."""
+    from cellar_models.export import check_codecs
+
+    saved, artefact = _saved(options)
     network = model.build(options.data)
+    if artefact is not None:
+        check_codecs(network, artefact)
     try:
         network.load_state_dict(saved["weights"])
     except RuntimeError:

@@ -25,7 +25,7 @@ from cellar_models.halves import pack
 from cellar_models.network import Network
 from cellar_models.recurrent import OPSET, TRANSLATIONS
 from cellar_models.traces import clear_onnx, clear_torchscript
-from cellar_models.verify import TOLERANCE, Report, verify
+from cellar_models.verify import TOLERANCE, Report, VerifyError, verify
 
 
 class _Prime(nn.Module):
@@ -92,6 +92,17 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
         script = torch.jit.load(str(folder / "prime.pt"))
         weights = {name.removeprefix("network."): each for name, each in script.state_dict().items()}
     return weights | torch.jit.load(str(folder / "model.pt")).state_dict()
+
+
+def check_codecs(network: Network, folder: Path) -> None:
+    """VerifyError where an artefact's codec files are not those of the network as it is built: its weights belong to
+    other words then."""
+    with tempfile.TemporaryDirectory() as made:
+        network.describe(Manifest(), Path(made))
+        for path in Path(made).iterdir():
+            held = folder / path.name
+            if not held.is_file() or held.read_bytes() != path.read_bytes():
+                raise VerifyError(f"{held} is not what {network.name} is built with: its weights are of other ids")
 
 
 @contextmanager

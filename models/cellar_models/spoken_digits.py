@@ -3,11 +3,7 @@ said. Log-mel bands inside the graph, then an LSTM."""
 
 from __future__ import annotations
 
-import io
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -18,14 +14,12 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from cellar_models import oracle
-from cellar_models.data import read_bytes
 from cellar_models.network import Network
+from cellar_models.recordings import FRAME, SAMPLE_RATE, Recordings, batches, change, load
 from cellar_models.recurrent import Recurrent
-from cellar_models.training import Result, Trainer, equal_lengths
+from cellar_models.training import Result, Trainer
 
-SHA256 = "59b74b03475322de8c04b7bb985d21d7bce452eded612b68094beb43e31373eb"
-SAMPLE_RATE = 8000
-FRAME, WINDOW, HOP, BINS, BANDS = 160, 240, 80, 128, 40
+WINDOW, HOP, BINS, BANDS = 240, 80, 128, 40
 FLOOR = 1e-3
 WORDS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 
@@ -142,58 +136,8 @@ def mel_bands() -> np.ndarray:
     return np.maximum(0.0, np.minimum(rising, falling))
 
 
-@dataclass(frozen=True)
-class Recordings:
-    """sounds: int16, one array each; digit, speaker, index (take): int [3000]; speakers: their names."""
-
-    sounds: list[np.ndarray]
-    digit: np.ndarray
-    speaker: np.ndarray
-    index: np.ndarray
-    speakers: list[str]
-
-
-def load(data: Path) -> Recordings:
-    """All 3,000 recordings; the official test holds takes 0 to 4, 300 of them."""
-    held = np.load(io.BytesIO(read_bytes(data, "speech_fsdd", "fsdd.npz", SHA256)))
-    audio, offsets = held["audio"], held["offsets"]
-    sounds = [audio[a:b] for a, b in pairwise(offsets)]
-    return Recordings(
-        sounds,
-        held["label"].astype(int),
-        held["speaker"].astype(int),
-        held["index"].astype(int),
-        list(held["speakers"]),
-    )
-
-
 def build(data: Path) -> SpokenDigits:
     return SpokenDigits()
-
-
-def _change(sound: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """The recording said faster or slower and higher or lower by up to 15 %, louder or softer, begun a little earlier
-    or later, with noise: int16, of a multiple of 8 frames."""
-    speed = rng.uniform(0.85, 1.15)
-    at = np.arange(0, len(sound) - 1, speed)
-    values = np.interp(at, np.arange(len(sound)), sound.astype(np.float32))
-    before = int(rng.integers(0, 5 * FRAME))
-    frames = -(-(before + len(values)) // FRAME)
-    frames += -frames % 8
-    changed = np.zeros(frames * FRAME, np.float32)
-    changed[before : before + len(values)] = values
-    loudest = max(1.0, float(np.abs(values).max()))
-    changed *= 10 ** rng.uniform(2.8, 4.5) / loudest
-    changed += rng.normal(size=len(changed)) * np.abs(changed).max() * 10 ** rng.uniform(-4.0, -1.5)
-    return changed.clip(-32768, 32767).astype(np.int16)
-
-
-def _batches(sounds: list[np.ndarray], digits: np.ndarray, size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Batches of equal length: no recurrent step is padded. A last frame that is not full is no step."""
-    for picked in equal_lengths((len(sound) // FRAME for sound in sounds), size):
-        frames = len(sounds[picked[0]]) // FRAME
-        x = np.stack([sounds[i][: frames * FRAME].reshape(frames, FRAME) for i in picked])
-        yield torch.from_numpy(x), torch.from_numpy(digits[picked])
 
 
 def fit(network: SpokenDigits, all_of: Recordings, learn: np.ndarray, trainer: Trainer, num_epochs: int) -> None:
@@ -204,9 +148,9 @@ def fit(network: SpokenDigits, all_of: Recordings, learn: np.ndarray, trainer: T
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(trainer.optimizer, num_epochs)
 
     def epoch() -> float:
-        changed = [_change(all_of.sounds[i], rng) for i in learn]
+        changed = [change(all_of.sounds[i], rng) for i in learn]
         total = 0.0
-        for x, digits in _batches(changed, all_of.digit[learn], 32):
+        for x, digits in batches(changed, all_of.digit[learn], 32):
             logits, _ = network.logits(x, torch.zeros(len(x), network.state_size))
             late = torch.linspace(0, 1, x.shape[1]) ** 2
             loss = cross_entropy(logits.transpose(1, 2), digits[:, None].expand(logits.shape[:2]), reduction="none")
@@ -228,7 +172,7 @@ def train(network: SpokenDigits, data: Path, trainer: Trainer) -> None:
 def accuracy(network: SpokenDigits, recordings: Recordings, chosen: np.ndarray) -> float:
     """Share of recordings whose last answer is right."""
     right = 0
-    for x, digits in _batches([recordings.sounds[i] for i in chosen], recordings.digit[chosen], 64):
+    for x, digits in batches([recordings.sounds[i] for i in chosen], recordings.digit[chosen], 64):
         y, _ = network(x, torch.zeros(len(x), network.state_size))
         right += int((y[:, -1].argmax(-1) == digits).sum())
     return right / len(chosen)

@@ -15,7 +15,7 @@ import onnx  # noqa: E402
 import onnxruntime  # noqa: E402
 from cellar_models import describe, forecast, translate  # noqa: E402
 from cellar_models.cards import card, training_of  # noqa: E402
-from cellar_models.export import read_weights, write_graphs  # noqa: E402
+from cellar_models.export import check_codecs, read_weights, write_graphs  # noqa: E402
 from cellar_models.halves import LEAST, SUFFIX, pack, round_weights, unpack  # noqa: E402
 from cellar_models.network import Network  # noqa: E402
 from cellar_models.pieces import source_pieces, target_pieces  # noqa: E402
@@ -166,6 +166,18 @@ def test_priming_and_stepping_hold_only_the_weights_that_they_use(name: str, tmp
     weights = read_weights(tmp_path)
     assert set(weights) == set(network.state_dict())
     assert all(torch.equal(weights[each], value) for each, value in network.state_dict().items())
+
+
+def test_weights_of_other_words_are_refused(tmp_path: Path) -> None:
+    network = PRIMED["describe"]()
+    network.describe(Manifest(), tmp_path)
+    check_codecs(network, tmp_path)
+    (tmp_path / "vocabulary.json").write_text('["<begin>", "<end>", "<unk>", "<name>", "is"]')
+    with pytest.raises(VerifyError, match="other ids"):
+        check_codecs(network, tmp_path)
+    (tmp_path / "vocabulary.json").unlink()
+    with pytest.raises(VerifyError, match="other ids"):
+        check_codecs(network, tmp_path)
 
 
 def test_int8_of_a_graph_in_halves_is_that_of_the_float32_one(tmp_path: Path) -> None:
