@@ -271,6 +271,10 @@ class Engine:
             generations=counts.generations,
             first_emissions=sum(counts.first_emission.bins),
             first_emission_s=counts.first_emission.total,
+            copied_bytes=core.copied_bytes,
+            waits=counts.waits,
+            vain_waits=counts.vain_waits,
+            rows_passed=counts.rows_passed,
         )
 
     # -- the thread ----------------------------------------------------------------------------------------------
@@ -385,12 +389,14 @@ class Engine:
         requests: list[Request] = []
         if self._run is not None:
             while self._outcome is None:
-                inbox.wait(None)
+                has_waited, before = inbox.wait(None), len(requests)
                 if self._drain(requests, is_waiting=True):
                     rows = inbox.lane.take()
                     if not rows:
+                        self._count_wait(has_waited, is_vain=False)
                         return requests
                     requests[:0] = rows
+                self._count_wait(has_waited, is_vain=self._outcome is None and len(requests) == before)
             self._drain(requests)
         else:
             sessions = self._sessions
@@ -403,10 +409,17 @@ class Engine:
                 if requests or rows or sessions.has_rest:
                     return [*rows, *requests]
                 sessions.settle_late()
-            if not self._sessions.has_ready:
-                inbox.wait(self._patience_s())
+            has_waited = not sessions.has_ready and inbox.wait(self._patience_s())
             self._drain(requests)
+            requests[:0] = inbox.lane.take()
+            self._count_wait(has_waited, is_vain=not requests)
+            return requests
         return [*inbox.lane.take(), *requests]
+
+    def _count_wait(self, has_waited: bool, *, is_vain: bool) -> None:
+        counts = self._sessions.core.counts
+        counts.waits += has_waited
+        counts.vain_waits += has_waited and is_vain
 
     def _patience_s(self) -> float | None:
         """Seconds after which there is something to do though nothing came; None: never."""

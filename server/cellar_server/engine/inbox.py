@@ -68,10 +68,13 @@ class Inbox:
         """The next item. IndexError where there is none."""
         return self._items.popleft()
 
-    def wait(self, timeout_s: float | None) -> None:
-        """Until something is here or in the lane that was not there when this returned last; None: for good."""
-        if not self._items:
-            self.lane.wait(-1.0 if timeout_s is None else timeout_s)
+    def wait(self, timeout_s: float | None) -> bool:
+        """Until something is here or in the lane that was not there when this returned last; None: for good. False
+        where something is here already."""
+        if self._items:
+            return False
+        self.lane.wait(-1.0 if timeout_s is None else timeout_s)
+        return True
 
     @property
     def is_empty(self) -> bool:

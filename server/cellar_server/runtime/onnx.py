@@ -46,7 +46,7 @@ class OnnxRuntime:
 
     intra_op: threads of one run; spin: whether they burn their core while they wait. A row that comes alone is run
     beside a copy of itself where the manifest says that a lone row's bits differ (nn.RNN's product kernel does);
-    twin_steps counts those copies.
+    twin_steps counts those copies, twin_bytes what was copied for them.
     """
 
     def __init__(
@@ -59,6 +59,7 @@ class OnnxRuntime:
         self.input_shape = tuple(manifest.input.shape)
         self.output_shape = tuple(manifest.output.shape)
         self.twin_steps = 0
+        self.twin_bytes = 0
         self._min_rows = max(1, manifest.parity.min_rows)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = intra_op
@@ -93,11 +94,18 @@ class OnnxRuntime:
         rows = len(x)
         if rows < self._min_rows:
             self.twin_steps += (self._min_rows - rows) * x.shape[1]
-            places = np.arange(self._min_rows) % rows
-            y, following = self._step.run(self._step_names, {self._x: x[places], self._state: state[places]})
+            x, state = self._twins(x, state)
+            y, following = self._step.run(self._step_names, {self._x: x, self._state: state})
             return y[:rows], following[:rows]
         y, following = self._step.run(self._step_names, {self._x: x, self._state: state})
         return y, following
+
+    def _twins(self, x: np.ndarray, state: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Rows beside copies of themselves, as many as are needed."""
+        places = np.arange(self._min_rows) % len(x)
+        x, state = x[places], state[places]
+        self.twin_bytes += x.nbytes + state.nbytes
+        return x, state
 
     def prime(self, condition: np.ndarray, state: np.ndarray) -> np.ndarray:
         if self._prime is None:
@@ -105,8 +113,7 @@ class OnnxRuntime:
         graph, rows = self._prime_graph, len(condition)
         if self._is_prime_recurrent and rows < self._min_rows:
             self.twin_steps += (self._min_rows - rows) * condition.shape[1]
-            places = np.arange(self._min_rows) % rows
-            condition, state = condition[places], state[places]
+            condition, state = self._twins(condition, state)
         following = self._prime.run([graph.state_output], {graph.input: condition, graph.state_input: state})[0]
         return following[:rows]
 

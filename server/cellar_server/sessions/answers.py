@@ -41,6 +41,7 @@ class Answers:
         self._large_bytes = 0
         self._largest_bytes = 0
         self._num_single = 0
+        self.copied_bytes = 0  # into here, ever
         self._num_kept = 0
 
     @property
@@ -72,6 +73,7 @@ class Answers:
         places = self._place(slots, starts, lengths, digests)
         self._emissions[places] = 1
         self._single[places] = y.reshape(len(slots), self._size)
+        self.copied_bytes += y.nbytes
         self._num_single += len(slots)
 
     def store_many(
@@ -92,6 +94,7 @@ class Answers:
         if single.any():
             self._single[places[single]] = y[ends[single] - 1].reshape(-1, self._size)
             self._num_single += int(single.sum())
+            self.copied_bytes += int(single.sum()) * self._size * 4
         several = np.flatnonzero(emissions > 1)
         for place, end, n in zip(
             places[several].tolist(), ends[several].tolist(), emissions[several].tolist(), strict=True
@@ -117,6 +120,7 @@ class Answers:
                 return
         self._large[place] = y.copy()
         self._large_bytes += y.nbytes
+        self.copied_bytes += y.nbytes
 
     def _place(self, slots: np.ndarray, starts: object, lengths: object, digests: object) -> np.ndarray:
         """The places [n] that the sessions' next answers take, older ones forgotten."""

@@ -46,7 +46,7 @@ class Chunks:
         if self.is_timed:
             _column("timeouts_ms", frame.timeouts_ms, n)
             _column("priorities", frame.priorities, n)
-        self.data: bytes = frame.inputs.data
+        self.data: bytes = frame.inputs.data if request.data is None else request.data
 
     @property
     def total(self) -> int:

@@ -68,6 +68,10 @@ class Counts:
     first_emission: Histogram = field(default_factory=Histogram)
     generations: int = 0
     refusals: dict[int, int] = field(default_factory=dict)  # rows, calls and sessions by Reason
+    copied_bytes: dict[str, int] = field(default_factory=dict)  # by place
+    waits: int = 0
+    vain_waits: int = 0
+    rows_passed: int = 0
     _refusing: threading.Lock = field(default_factory=threading.Lock)
 
     @property
@@ -79,6 +83,10 @@ class Counts:
         """A session ended."""
         self.sessions_ended[reason] = self.sessions_ended.get(reason, 0) + 1
         self.sessions_expired += reason == Reason.SESSION_EXPIRED
+
+    def copy(self, place: str, num_bytes: int) -> None:
+        """So many bytes of inputs, outputs or states were copied at a place (see Counters in the contract)."""
+        self.copied_bytes[place] = self.copied_bytes.get(place, 0) + num_bytes
 
     def refuse(self, reason: Reason, count: int = 1) -> None:
         """So many rows, calls or sessions were refused or failed; any thread may say so."""
@@ -119,6 +127,12 @@ class Core:
         return self.model.runtime.output_shape
 
     @property
+    def copied_bytes(self) -> dict[str, int]:
+        """Bytes copied between messages and runs, by place (see Counters in the contract); any thread may ask."""
+        others = {"store": self.answers.copied_bytes, "twin": getattr(self.model.runtime, "twin_bytes", 0)}
+        return {place: count for place, count in (self.counts.copied_bytes.copy() | others).items() if count}
+
+    @property
     def max_chunk(self) -> int:
         """Steps (bytes, for text) in one chunk."""
         return min(self.config.max_chunk, self.model.manifest.max_chunk or self.config.max_chunk)
@@ -143,6 +157,16 @@ class Core:
     def no_outputs(self) -> np.ndarray:
         """float32 [0, ...]"""
         return np.zeros((0, *self.output_shape), np.float32)
+
+    def pack(self, pieces: list[np.ndarray]) -> np.ndarray:
+        """Outputs float32 [emissions, ...] behind one another."""
+        if len(pieces) == 1:
+            return pieces[0]
+        if not pieces:
+            return self.no_outputs()
+        packed = np.concatenate(pieces)
+        self.counts.copy("pack", packed.nbytes)
+        return packed
 
     def check_open(self) -> None:
         """CellarError SHUTTING_DOWN once the engine drains."""

@@ -155,6 +155,8 @@ class Express:
         core, table, (n, q) = self.core, self.core.table, x.shape[:2]
         place = span(slots)
         run = Run(slots, x, table.state[place], float(core.scheduler.cost(n, q)))
+        if not isinstance(place, slice):
+            core.counts.copy("state", run.state.nbytes)
         if len(self._unsettled) >= MAX_UNSETTLED and run.cost_s < OVERLAP_S:
             self.settle()
         outcome = self.compute(run)
@@ -166,6 +168,7 @@ class Express:
         core.counts.queue_rows += n
         core.counts.queue.add(0.0, n)  # they waited for nothing
         table.state[place] = following
+        core.counts.copy("state", following.nbytes)
         position = start + q
         table.position[place] = table.accepted[place] = position
         table.last_use[place] = ended

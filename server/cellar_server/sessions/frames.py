@@ -15,6 +15,9 @@ from cellar_server.sessions.messages import UNARY_STREAM, FrameReply, FrameReque
 from cellar_server.sessions.outbox import SHARED, Outbox
 from cellar_server.sessions.table import span
 
+# More frames than ever come: outlets of askers without a stream lie below all streams, in the order of their frames.
+_FAR = 1 << 62
+
 
 class Frames:
     """Takes frames in, and commits their chunks: row, tail, position and answer become the session's together."""
@@ -50,6 +53,7 @@ class Frames:
                 frames = []
                 # taken off the request: they hold each other, and its bytes would stay until the collector comes
                 columns, request.columns = request.columns, None
+                self.core.counts.copy("read", len(columns.frames[0].data))
                 if self._has_room(columns.frames[0]):
                     self.admit_columns(columns, now)
             elif (chunks := self._read(request)) is not None:
@@ -80,6 +84,8 @@ class Frames:
                 else:
                     rest.append(chunks)
             columns = Columns.of(wave, self.content, self.core.max_chunk, are_distinct=len(seen) == num_rows)
+            if len(wave) > 1:
+                self.core.counts.copy("join", columns.inputs.nbytes)
             self.admit_columns(columns, now)
             frames = rest
 
@@ -105,6 +111,7 @@ class Frames:
             self.core.counts.refuse(error.reason)
             self.core.replies.append(FrameReply(request.to, request.frame_id, error))
             return None
+        self.core.counts.copy("read", len(chunks.data))
         try:
             self._check_content(chunks)
         except CellarError as error:
@@ -212,7 +219,7 @@ class Frames:
             work.call[taken], work.frame_id[taken] = request.call[left], request.frame_id[left]
         elif request.stream == UNARY_STREAM:
             # what one run finishes for one stream is one answer: here every frame has an asker of its own
-            work.outlet[taken] = -work.owner[taken]
+            work.outlet[taken] = work.owner[taken] - _FAR
         else:
             work.outlet[taken] = work.stream[taken]
         work.handle[taken] = columns.handle[left]
@@ -330,6 +337,7 @@ class Frames:
         table, work = self.core.table, self.core.work
         slots = work.slot[rows]
         table.state[span(slots)] = state
+        self.core.counts.copy("state", state.nbytes)
         table.position[slots] += work.length[rows]
         table.in_flight[slots] -= 1
         table.last_use[slots] = now

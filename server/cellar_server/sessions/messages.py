@@ -32,6 +32,7 @@ class FrameRequest:
     live: int = 0  # its rows that wait or run; the engine's own count
     deadline: np.ndarray | None = None  # of its rows [n] on the engine's clock, beside their timeouts
     timing: Timing | None = None  # here and below: filled where somebody traces the request
+    data: bytes | None = None  # of its inputs, where the frame has them not
 
     def asker(self, row: int) -> tuple[Any, int]:
         """Who asked for a row, and the id of the frame in which."""

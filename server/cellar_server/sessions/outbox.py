@@ -39,16 +39,17 @@ class Outbox:
         outlets = work.outlet[rows]
         n = len(rows)
         if n > 1 and (outlets != outlets[0]).any():
-            order = np.argsort(outlets, kind="stable")
-            cuts = np.flatnonzero(np.diff(outlets[order])) + 1
-            ends = np.cumsum(emissions)
-            if (emissions == emissions[0]).all():
-                packed = outputs.reshape(n, -1, *outputs.shape[1:])[order].reshape(outputs.shape)
-            else:
-                packed = np.concatenate([outputs[ends[i] - emissions[i] : ends[i]] for i in order.tolist()])
-            rows, positions, emissions, outputs = rows[order], positions[order], emissions[order], packed
-            bounds = [0, *cuts.tolist(), n]
-            outlets = outlets[order]
+            if (np.diff(outlets) < 0).any():
+                order = np.argsort(outlets, kind="stable")
+                ends = np.cumsum(emissions)
+                if (emissions == emissions[0]).all():
+                    packed = outputs.reshape(n, -1, *outputs.shape[1:])[order].reshape(outputs.shape)
+                else:
+                    packed = np.concatenate([outputs[ends[i] - emissions[i] : ends[i]] for i in order.tolist()])
+                self.core.counts.copy("pack", packed.nbytes)
+                rows, positions, emissions, outputs = rows[order], positions[order], emissions[order], packed
+                outlets = outlets[order]
+            bounds = [0, *(np.flatnonzero(np.diff(outlets)) + 1).tolist(), n]
         else:
             bounds = [0, n]
             if outlets[0] == SHARED and not self._also:

@@ -93,6 +93,7 @@ class Predicts:
         """Queues the sequences of a sound call for which there is room and time."""
         core, work = self.core, self.core.work
         n, total = len(request.lengths), sum(request.lengths)
+        core.counts.copy("read", len(request.data))
         length = np.array(request.lengths, np.int64)
         values = self.content.array(request.data, total)
         errors: dict[int, CellarError] = {
@@ -136,8 +137,9 @@ class Predicts:
     def admit_rows(self, requests: list[PredictRows], now: float) -> None:
         """Queues sequences that came one a call; refuses those for which there is no room or no time, and gives those
         back about which something is odd."""
+        self.core.counts.copy("read", sum(rows.data.nbytes for rows in requests))
         for _, alike in groupby(requests, key=lambda rows: rows.rest):
-            rows = joined(list(alike))
+            rows = joined(list(alike), self.core.counts)
             self._to = rows.to
             try:
                 self.core.check_open()
@@ -183,8 +185,8 @@ class Predicts:
             is_fit[[i for i, _ in content.bad_rows(values, length)]] = False
         if is_fit.all():
             return rows
-        self.core.replies.append(RowsBack(rows.to, chosen(rows, np.flatnonzero(~is_fit))))
-        left = chosen(rows, np.flatnonzero(is_fit))
+        self.core.replies.append(RowsBack(rows.to, chosen(rows, np.flatnonzero(~is_fit), self.core.counts)))
+        left = chosen(rows, np.flatnonzero(is_fit), self.core.counts)
         return self._fit(left) if len(left.call) else left
 
     def _with_room(self, rows: PredictRows) -> PredictRows:
@@ -195,7 +197,7 @@ class Predicts:
         if fitting == n:
             return rows
         self._refuse(rows, np.arange(fitting, n), core.overloaded())
-        return chosen(rows, np.arange(fitting))
+        return chosen(rows, np.arange(fitting), self.core.counts)
 
     def _queue(self, rows: PredictRows, now: float) -> None:
         core, work = self.core, self.core.work
@@ -257,7 +259,7 @@ class Predicts:
         ]
         if is_row.any():
             mine = np.flatnonzero(is_row)
-            self._answer_rows(rows[mine], lengths[mine], np.concatenate([pieces[i] for i in mine.tolist()]))
+            self._answer_rows(rows[mine], lengths[mine], self.core.pack([pieces[i] for i in mine.tolist()]))
         others = np.flatnonzero(~is_row)
         for i, w in zip(others.tolist(), rows[others].tolist(), strict=True):
             self._calls[int(work.owner[w])].pieces[int(work.row[w])] = pieces[i]
@@ -306,7 +308,7 @@ class Predicts:
             PredictReply(
                 call.request.to,
                 [0 if piece is None else len(piece) for piece in call.pieces],
-                np.concatenate(pieces) if pieces else self.core.no_outputs(),
+                self.core.pack(pieces),
                 sorted(call.errors, key=lambda pair: pair[0]),
             )
         )

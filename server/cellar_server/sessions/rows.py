@@ -40,9 +40,11 @@ class RowsIn:
     def admit(self, requests: Iterable[Rows], now: float) -> None:
         """Runs or queues the chunks, behind what is left of earlier ones; refuses those that cannot run, each in an
         answer of its own."""
+        requests = list(requests)
+        self.core.counts.copy("read", sum(rows.data.nbytes for rows in requests))
         for _, alike in groupby([*self.express.take_rest(), *requests], key=lambda rows: rows.rest):
             self.finish(now)
-            rows = joined(list(alike))
+            rows = joined(list(alike), self.core.counts)
             try:
                 self.frames.check_room(len(rows.data))
             except CellarError as error:
@@ -74,8 +76,8 @@ class RowsIn:
         theirs = engines_of(rows.handle) != self.core.number
         if not theirs.any():
             return rows
-        self.core.replies.append(RowsBack(rows.to, chosen(rows, np.flatnonzero(theirs))))
-        return chosen(rows, np.flatnonzero(~theirs))
+        self.core.replies.append(RowsBack(rows.to, chosen(rows, np.flatnonzero(theirs), self.core.counts)))
+        return chosen(rows, np.flatnonzero(~theirs), self.core.counts)
 
     def _steps(self, rows: Rows) -> np.ndarray:
         """Steps of each row [n] as its bytes say; 1 where a codec is to read them."""
@@ -106,7 +108,7 @@ class RowsIn:
                 content.check(given.dtype, shape, int(rows.size[i]), int(length[i]))
             except CellarError as error:
                 self.frames.refuse_rows(rows, np.array([i]), error)
-        return chosen(rows, np.flatnonzero(is_fit))
+        return chosen(rows, np.flatnonzero(is_fit), self.core.counts)
 
     def _find(self, rows: Rows) -> tuple[Rows, np.ndarray]:
         """Rows by session id, and the places of their sessions; those of sessions that are not here are refused."""
@@ -121,7 +123,7 @@ class RowsIn:
         found = slots >= 0
         if found.all():
             return rows, slots
-        return chosen(rows, np.flatnonzero(found)), slots[found]
+        return chosen(rows, np.flatnonzero(found), self.core.counts), slots[found]
 
     def _admit(self, rows: Rows, now: float) -> None:
         """Rows of one session go in one after the other."""
@@ -134,7 +136,7 @@ class RowsIn:
         for i, handle in enumerate(rows.handle.tolist()):
             turn[i] = seen[handle] = seen.get(handle, -1) + 1
         for k in range(int(turn.max()) + 1):
-            self._admit_distinct(chosen(rows, np.flatnonzero(turn == k)), now)
+            self._admit_distinct(chosen(rows, np.flatnonzero(turn == k), self.core.counts), now)
 
     def _admit_distinct(self, rows: Rows, now: float) -> None:
         content, table = self.frames.content, self.core.table

@@ -62,6 +62,7 @@ class Runs:
             if not core.scheduler.has_ready:
                 return None
         rows, q = core.scheduler.next()
+        core.counts.rows_passed += len(core.scheduler.ready)
         core.pressure.begin(len(rows), q, now)
         x, state = self._gather(rows, q)
         work = core.work
@@ -133,13 +134,19 @@ class Runs:
         slots = work.slot[rows]
         stored = (slots >= 0) & (work.done[rows] == 0)
         # a run reads them and writes elsewhere, so neighbouring rows need no copy
+        place: np.ndarray | slice = rows
         if stored.all():
-            state = core.table.state[span(slots)]
+            place = span(slots)
+            state = core.table.state[place]
         elif not stored.any():
-            state = work.state[span(rows)]
+            place = span(rows)
+            state = work.state[place]
         else:
             state = work.state[rows]
             state[stored] = core.table.state[slots[stored]]
+            core.counts.copy("state", int(stored.sum()) * state[0].nbytes)
+        if not isinstance(place, slice):
+            core.counts.copy("state", state.nbytes)
         runtime = core.model.runtime
         lots = work.lot[rows]
         first = work.offset[rows] + work.done[rows]
@@ -148,7 +155,9 @@ class Runs:
             at, n = int(first[0]), len(rows)
             if n == 1 or (first == np.arange(at, at + n * q, q)).all():
                 return inputs[at : at + n * q].reshape(n, q, *inputs.shape[1:]), state
-            return inputs[first[:, None] + np.arange(q)], state
+            x = inputs[first[:, None] + np.arange(q)]
+            core.counts.copy("gather", x.nbytes)
+            return x, state
         if work.kind[rows[0]] == Kind.PRIMING:
             like = work.lots[int(lots[0])].inputs
             x = np.empty((len(rows), q, *like.shape[1:]), like.dtype)
@@ -160,6 +169,7 @@ class Runs:
         places = np.flatnonzero(~fed_back)
         for chosen, at, lot in self._by_lot(places, lots[places], first[places], q):
             x[chosen] = lot.inputs[at]
+        core.counts.copy("gather", x.nbytes)
         return x, state
 
     def _scatter(self, rows: np.ndarray, q: int, y: np.ndarray, state: np.ndarray) -> None:
@@ -168,11 +178,15 @@ class Runs:
         now = core.clock()
         kind = work.kind[rows]
         fed_back = kind == Kind.GENERATION
+        if fed_back.all():
+            core.counts.copy("state", state.nbytes)
+            self.generations.rows.advance(rows, y[:, 0], state, now)
+            return
         if fed_back.any():
+            core.counts.copy("part", y.nbytes + state.nbytes)
+            core.counts.copy("state", int(fed_back.sum()) * state[0].nbytes)
             self.generations.rows.advance(rows[fed_back], y[fed_back, 0], state[fed_back], now)
             rows, y, state, kind = rows[~fed_back], y[~fed_back], state[~fed_back], kind[~fed_back]
-            if not len(rows):
-                return
         begun = work.done[rows] > 0
         work.done[rows] += q
         ended = work.done[rows] == work.steps[rows]
@@ -180,17 +194,22 @@ class Runs:
             self._keep_outputs(rows, q, y, (begun | ~ended) & work.keeps[rows])
         if not ended.all():
             going = rows[~ended]
+            core.counts.copy("state", len(going) * state[0].nbytes)
+            if not ended.any():
+                work.state[span(going)] = state
+                core.scheduler.add(going)
+                return
+            core.counts.copy("part", state.nbytes + int(ended.sum()) * y[0].nbytes)
             work.state[span(going)] = state[~ended]
             core.scheduler.add(going)
             rows, y, state, kind, begun = rows[ended], y[ended], state[ended], kind[ended], begun[ended]
-            if not len(rows):
-                return
         for each, finish in ((Kind.CHUNK, self._finish_chunks), (Kind.SEQUENCE, self._finish_sequences)):
             chosen = kind == each
             if chosen.all():
                 finish(rows, q, y, state, begun, now)
                 return
             if chosen.any():
+                core.counts.copy("part", int(chosen.sum()) * (y[0].nbytes + state[0].nbytes))
                 finish(rows[chosen], q, y[chosen], state[chosen], begun[chosen], now)
 
     def _keep_outputs(self, rows: np.ndarray, q: int, y: np.ndarray, keep: np.ndarray) -> None:
@@ -203,6 +222,7 @@ class Runs:
             if lot.outputs is None:
                 lot.outputs = np.empty((len(lot.inputs), *core.output_shape), np.float32)
             lot.outputs[at] = y[chosen]
+        core.counts.copy("keep", len(places) * y[0].nbytes)
 
     def _by_lot(
         self, places: np.ndarray, lots: np.ndarray, first: np.ndarray, q: int
@@ -235,7 +255,7 @@ class Runs:
                 pieces.append(outputs[at : at + int(work.steps[w])])
             else:
                 pieces.append(y[i])
-        return np.concatenate(pieces)
+        return self.core.pack(pieces)
 
     def _finish_chunks(
         self, rows: np.ndarray, q: int, y: np.ndarray, state: np.ndarray, begun: np.ndarray, now: float
@@ -246,7 +266,13 @@ class Runs:
         self, rows: np.ndarray, q: int, y: np.ndarray, state: np.ndarray, begun: np.ndarray, now: float
     ) -> None:
         keeps = self.core.work.keeps[rows]
-        outputs = self._outputs(rows[keeps], q, y[keeps], begun[keeps])
+        if keeps.all():
+            outputs = self._outputs(rows, q, y, begun)
+        elif not keeps.any():
+            outputs = self.core.no_outputs()
+        else:
+            self.core.counts.copy("part", int(keeps.sum()) * y[0].nbytes)
+            outputs = self._outputs(rows[keeps], q, y[keeps], begun[keeps])
         self.predicts.finish(rows, y[:, -1], outputs)
 
     def fail(self, rows: np.ndarray, error: CellarError, now: float) -> None:

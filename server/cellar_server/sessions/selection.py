@@ -10,7 +10,7 @@ import numpy as np
 from cellar_proto.v1.reason_pb2 import Reason
 
 from cellar_server.errors import CellarError
-from cellar_server.sessions.core import LATE, WAIT_PART, Core
+from cellar_server.sessions.core import LATE, WAIT_PART, Core, Counts
 from cellar_server.sessions.messages import PredictRows, Rows, RowsRefused
 
 _COLUMNS = ("call", "stream", "frame_id", "handle", "position", "length", "first_axis", "size")
@@ -43,11 +43,11 @@ def in_time(
         for each in np.unique(step).tolist():
             error = core.overloaded(2 ** (each / 2))
             refuse(rows, places[step == each], error)
-    return chosen(rows, np.flatnonzero(~late))
+    return chosen(rows, np.flatnonzero(~late), core.counts)
 
 
-def chosen(rows: Any, places: np.ndarray) -> Any:
-    """The rows at `places` alone."""
+def chosen(rows: Any, places: np.ndarray, counts: Counts | None = None) -> Any:
+    """The rows at `places` alone. counts: where their bytes, which are copied, are to be counted."""
     size = rows.size
     if len(places) == len(size) and (places == np.arange(len(size))).all():
         return rows
@@ -57,6 +57,8 @@ def chosen(rows: Any, places: np.ndarray) -> Any:
         ends = np.cumsum(size)
         pieces = [rows.data[ends[i] - size[i] : ends[i]] for i in places.tolist()]
         data = np.concatenate(pieces) if pieces else rows.data[:0]
+    if counts is not None:
+        counts.copy("pick", data.nbytes)
     return _picked(rows, places, [] if rows.ids is None else [rows.ids[i] for i in places.tolist()], data)
 
 
@@ -80,11 +82,12 @@ def _picked(rows: Any, places: np.ndarray | slice, ids: list[str], data: np.ndar
     )
 
 
-def joined(requests: list[Any]) -> Any:
-    """Rows that have the same in common, as one."""
+def joined(requests: list[Any], counts: Counts) -> Any:
+    """Rows that have the same in common, as one. counts: where their bytes are, if they are copied."""
     first = requests[0]
     if len(requests) == 1:
         return first
+    counts.copy("join", sum(rows.data.nbytes for rows in requests))
     return replace(
         first,
         **{name: np.concatenate([getattr(rows, name) for rows in requests]) for name in (*_COLUMNS, "data")},

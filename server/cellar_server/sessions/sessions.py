@@ -216,12 +216,14 @@ class Sessions(Verbs):
                 handles=[table.handle(slot)],
                 positions=[int(table.accepted[slot]) if request.position is None else request.position],
                 lengths=[request.length],
-                inputs=Tensor(dtype=request.dtype, shape=request.shape, data=request.data),
+                inputs=Tensor(dtype=request.dtype, shape=request.shape),
                 ends=[True] if request.ends else None,
                 timeouts_ms=[max(1, int(1000 * (request.deadline_s - now)))] if request.deadline_s else None,
                 priorities=[Priority.BULK] if request.is_bulk else None,
             )
-            frames[slot] = FrameRequest(request.to, UNARY_STREAM, frame, 0, request.caller, timing=request.timing)
+            frames[slot] = FrameRequest(
+                request.to, UNARY_STREAM, frame, 0, request.caller, timing=request.timing, data=request.data
+            )
             if is_new:
                 opened.append((request, slot))
         admit()
