@@ -153,7 +153,7 @@ class StreamedSequences : public Sequences {
   void cancel() override {
     for (auto& lane : lanes_) lane->context.TryCancel();
   }
-  // Half-closed and not cancelled: Triton was seen to die after streams were cancelled.
+  // As callers end a stream whose answers they have: half-closed, not cancelled.
   void finish() override {
     if (!is_idle()) return cancel();
     for (auto& lane : lanes_)

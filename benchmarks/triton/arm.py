@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import tritonclient.grpc as tritonclient
+from tritonclient.utils import InferenceServerException
 
 from benchmarks.generator import Generator, Load, Window
 from benchmarks.network import WIDTH
@@ -64,11 +65,13 @@ def answers(address: str, model: str, sequence: np.ndarray, chunk: int, *, seque
             x = tritonclient.InferInput("x", [1, len(part), WIDTH], "FP32")
             x.set_data_from_numpy(part[None])
             is_last = at == len(parts) - 1
-            client.async_stream_infer(model, [x], sequence_id=sequence_id, sequence_start=not at, sequence_end=is_last)
             try:
+                client.async_stream_infer(
+                    model, [x], sequence_id=sequence_id, sequence_start=not at, sequence_end=is_last
+                )
                 result, error = came.get(timeout=TIMEOUT_S)
-            except queue.Empty:
-                raise RefusedError("no answer in time") from None
+            except (queue.Empty, InferenceServerException) as lost:
+                raise RefusedError("the stream ended, or no answer came in time") from lost
             if error:
                 raise RefusedError(str(error))
             emissions.append(result.as_numpy("y")[0])

@@ -109,7 +109,8 @@ class Triton:
         path = f"{venv.absolute() / 'bin'}:{os.environ.get('PATH', '')}"
         self.environment = {**os.environ, "LD_LIBRARY_PATH": str(site / "nvidia_pytriton.libs"), "PATH": path}
         self.environment.pop("PYTHONPATH", None)
-        self.folder, self.num_deaths = folder, 0
+        self.folder = folder
+        self.deaths: list[list[str]] = []  # the last lines of each log
         self.shared = f"cellar-bench-{os.getpid()}-"
         self._open = ExitStack()
 
@@ -152,6 +153,10 @@ class Triton:
             left.unlink(missing_ok=True)
 
     @property
+    def num_deaths(self) -> int:
+        return len(self.deaths)
+
+    @property
     def address(self) -> str:
         return self.served.address
 
@@ -163,7 +168,7 @@ class Triton:
         """Whether what failed a window was the end of the process; another one runs then. DeathError after many."""
         if not errors or not self.served.ends_within(5.0):
             return False
-        self.num_deaths += 1
+        self.deaths.append([*self.served.log][-40:])
         if self.num_deaths > MAX_DEATHS:
             raise DeathError(f"tritonserver died {self.num_deaths} times")
         self._stop()

@@ -162,7 +162,6 @@ def beside_triton(stand: Stand) -> Iterator[Line]:
         yield Line("sequences in chunks beside 32 streams", f"Triton, {len(models)} batchings", said)
         for case in CASES:
             yield from _measured(stand, server, case)
-        deaths = server.num_deaths
-    yield Line(
-        "deaths of its process", "Triton", f"{deaths}; started anew each time, the window measured again; {NO_ONNX}"
-    )
+        stand.records["triton: deaths"] = server.deaths
+    said = f"{server.num_deaths}; started anew each time, the window measured again; {NO_ONNX}"
+    yield Line("deaths of its process", "Triton", said)
