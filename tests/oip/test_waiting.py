@@ -6,14 +6,14 @@ import asyncio
 from types import SimpleNamespace
 
 from cellar_server.front.callers import ANYBODY
-from cellar_server.front.oip.service import _Stream
+from cellar_server.front.oip.stream import InferStream
 
 
-def stream(most: int) -> _Stream:
+def stream(most: int) -> InferStream:
     registry = SimpleNamespace(
         callers=SimpleNamespace(of=lambda context: ANYBODY), config=SimpleNamespace(max_frames_in_flight=most)
     )
-    return _Stream(None, registry)  # type: ignore[arg-type]
+    return InferStream(None, registry)  # type: ignore[arg-type]
 
 
 async def settled() -> None:

@@ -10,11 +10,9 @@ from typing import TYPE_CHECKING, Any
 import grpc
 from cellar_proto.v1.inference_pb2 import (
     Answer,
-    ClosedSessions,
     CloseSessions,
     Frame,
     FrameError,
-    OpenedSessions,
     OpenSessions,
     StreamRequest,
     StreamResponse,
@@ -23,14 +21,12 @@ from cellar_proto.v1.reason_pb2 import Reason
 
 from cellar_server.engine import Engine
 from cellar_server.errors import CellarError
-from cellar_server.front.asking import ask
+from cellar_server.front.handles import Handles
 from cellar_server.front.messages import answer_message, row_errors
 from cellar_server.front.rations import Charged, Ration, number_of
 from cellar_server.front.reading import check
 from cellar_server.front.registry import Registry
 from cellar_server.front.status import abort, unforeseen
-from cellar_server.sessions.directory import mint, scoped, shown
-from cellar_server.sessions.infos import Opened
 from cellar_server.sessions.messages import AnswerReply, FrameReply, FrameRequest, StreamClosed
 from cellar_server.sessions.table import engine_of
 
@@ -57,7 +53,8 @@ class StreamSession:
         self.scope = self.caller.scope
         # who takes turns with others: the caller, where it has a name
         self.turn = number_of(self.scope, context) if self.scope else self.number
-        self._engines: dict[int, Engine] = {}  # whose handles were issued here, by their number
+        self._handles = Handles(registry, self.number, self.scope, self.turn)
+        self._engines = self._handles.engines
         self._rations: dict[int, Ration] = {}  # of those engines that are limited for this caller
         # rows left of each unanswered frame, by its id; and how many messages those were, where callers repeat ids
         self._frames: dict[int, tuple[int, int]] = {}
@@ -187,60 +184,21 @@ class StreamSession:
         self._put(StreamResponse(answer=answer))
 
     async def _open(self, message: OpenSessions) -> None:
-        registry = self.registry
         try:
-            self.caller.must_call(message.model)
-            find = registry.find if message.resume else registry.find_for_new
-            engine = find(message.model, message.version)
-            options = message.options
-            # where several servers open sessions, or callers have scopes, minted ids are treated as named ones
-            is_minted_here = registry.holding.can_hold_more or self.scope
-            ids = [scoped(self.scope, id) for id in message.ids]
-            if not ids and is_minted_here and message.count <= registry.config.max_sessions:
-                ids = [self.scope + mint() for _ in range(message.count)]
-            errors = await (registry.holding.take_up if message.resume else registry.holding.reserve)(ids)
-            found = [id for id in ids if id not in errors]
-            opened: list[Opened | CellarError] = []
-            if found or not ids:
-                opened = await ask(
-                    engine,
-                    lambda sessions: sessions.open(
-                        found,
-                        count=0 if errors else message.count,
-                        resume=message.resume,
-                        stream=self.number,
-                        caller=self.turn,
-                        max_idle_s=options.max_idle_s,
-                        max_age_s=options.max_age_s,
-                        grace_s=options.disconnect_grace_s if options.HasField("disconnect_grace_s") else None,
-                        token=message.request_token,
-                    ),
-                )
-            if not message.resume and any(isinstance(each, CellarError) for each in opened):
-                await registry.holding.settle(found)
-            if errors:
-                rest = iter(opened)
-                opened = [errors[id] if id in errors else next(rest) for id in ids]
+            engine, reply = await self._handles.open(message, self.caller)
             self.caller.must_call(engine.name)  # the right may have been taken away meanwhile
         except CellarError as error:
-            if not self._tell_ends(message, error):
+            ends = self._handles.ends(message, error)
+            if ends is not None:
+                self._put(StreamResponse(opened=ends))
+            else:
                 self._fail(message.frame_id, error)
             return
         self._engines[engine.number] = engine
-        ration = registry.rations.of(self.scope, engine.name)
+        ration = self.registry.rations.of(self.scope, engine.name)
         if ration is not None:
             self._rations[engine.number] = ration
         self._open_lane(engine)
-        good: list[Opened | None] = [each if isinstance(each, Opened) else None for each in opened]
-        ids = list(message.ids) or [shown(each.id) if each else "" for each in good]
-        reply = OpenedSessions(
-            frame_id=message.frame_id,
-            ids=ids,
-            handles=[each.handle if each else 0 for each in good],
-            positions=[each.position if each else 0 for each in good],
-            errors=row_errors([(i, each) for i, each in enumerate(opened) if isinstance(each, CellarError)]),
-            version=engine.version,
-        )
         self._put(StreamResponse(opened=reply))
 
     def _open_lane(self, engine: Engine) -> None:
@@ -257,48 +215,11 @@ class StreamSession:
         if self._lane is not None:
             self.context.settle(count)  # type: ignore[attr-defined]
 
-    def _tell_ends(self, message: OpenSessions, error: CellarError) -> bool:
-        """Whether sessions that were to be taken up have ended with their model: then each is told why it did."""
-        if not message.resume or error.reason != Reason.MODEL_NOT_FOUND:
-            return False
-        errors = dict(enumerate([error] * len(message.ids)))
-        for i, id in enumerate(message.ids):
-            try:
-                self.registry.directory.engine_of(scoped(self.scope, id))
-            except CellarError as end:
-                errors[i] = error if end.reason == Reason.SESSION_NOT_FOUND else end
-        if all(each is error for each in errors.values()):
-            return False
-        nothing = [0] * len(message.ids)
-        reply = OpenedSessions(frame_id=message.frame_id, ids=message.ids, handles=nothing, positions=nothing)
-        reply.errors.extend(row_errors(list(errors.items())))
-        self._put(StreamResponse(opened=reply))
-        return True
-
     async def _close(self, message: CloseSessions) -> None:
-        handles = list(message.handles)
-        results: list[tuple[int, CellarError | None]] = [
-            (0, CellarError(Reason.STALE_HANDLE, "this handle was not issued to this stream by this process"))
-        ] * len(handles)
         try:
-            for number, engine in self._engines.items():
-                mine = [i for i, handle in enumerate(handles) if engine_of(handle) == number]
-                if mine:
-                    chosen = [handles[i] for i in mine]
-                    found = await ask(engine, lambda sessions, c=chosen: sessions.close_handles(self.number, c))
-                    for i, result in zip(mine, found, strict=True):
-                        results[i] = result
+            self._put(StreamResponse(closed=await self._handles.close(message)))
         except CellarError as error:
             self._fail(message.frame_id, error)
-            return
-        errors = [(i, error) for i, (_, error) in enumerate(results) if error is not None]
-        reply = ClosedSessions(
-            frame_id=message.frame_id,
-            handles=handles,
-            positions=[position for position, _ in results],
-            errors=row_errors(errors),
-        )
-        self._put(StreamResponse(closed=reply))
 
     def _fail(self, frame_id: int, error: CellarError) -> None:
         self._put(StreamResponse(frame_error=FrameError(frame_id=frame_id, error=error.to_proto())))
