@@ -13,6 +13,8 @@ from cellar_models import tunes
 from cellar_models.data import read
 
 SHA256 = "883f4c10aacd7b7bb5287abd94578b1da0168138e674f4c427c31d203b7b3d0c"
+# Ids of every vocabulary.
+BEGIN, END = 0, 1
 GENRES = ("reel", "jig", "hornpipe", "waltz")
 # Keys that tunes are moved to, and how far from their own, in fifths.
 KEYS = {"": ("C", "G", "D", "A", "F"), "m": ("Am", "Em", "Dm", "Bm", "Gm")}
@@ -210,3 +212,21 @@ def _moved_chord(token: str, steps: int, here: str, there: str) -> str | None:
     if abs(altered) > 1:
         return None
     return f'"{name}{ {0: "", 1: "#", -1: "b"}[altered] }{match[2]}"'
+
+
+def in_all_keys(example: Example) -> list[Example]:
+    """The tune as it is, and in each other key that it can be moved to."""
+    keys = KEYS["m" if example.key.endswith("m") else ""]
+    return [example, *filter(None, (moved(example, key) for key in keys if key != example.key))]
+
+
+def ids_of(words: list[str], example: Example) -> list[int] | None:
+    """Ids of the tune's tokens in a vocabulary, from begin to end; None where one is not in it."""
+    place = {word: i for i, word in enumerate(words)}
+    tokens = example.tokens
+    return [BEGIN, *(place[token] for token in tokens), END] if all(token in place for token in tokens) else None
+
+
+def condition_of(genre: str) -> np.ndarray:
+    """float32 [4]."""
+    return np.eye(len(GENRES), dtype=np.float32)[GENRES.index(genre)]

@@ -11,11 +11,12 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="the models extra is not installed")
 
-from cellar_models import melody, melody_data, tunes  # noqa: E402
+from cellar_models import melody, melody_data, melody_draws, melody_judges, tunes  # noqa: E402
 from cellar_models.export import export  # noqa: E402
 from cellar_models.melody_data import Example  # noqa: E402
 from cellar_models.training import Trainer  # noqa: E402
 from cellar_proto.v1.manifest_pb2 import Manifest  # noqa: E402
+from cellar_server.sampling.sampler import sample  # noqa: E402
 from google.protobuf import json_format  # noqa: E402
 
 DATA = Path(os.environ.get("CELLAR_DATA", "data"))
@@ -98,7 +99,7 @@ def test_lengths_are_written_in_eighths() -> None:
 def test_a_tune_that_is_cut_or_wrong_is_judged_so() -> None:
     head = [melody.opening("jig"), "M:6/8\nL:1/8\n", "K:D\n"]
     good, short = [*head, "d3", "d3", "|"], [*head, "d3", "d3", "|", "d3", "|", "d3", "d3", "|"]
-    assert melody.judge([good, short, [*head, "(3", "|"], []]) == (
+    assert melody_judges.judge([good, short, [*head, "(3", "|"], []]) == (
         [True, True, False, False],
         [True, False, False, False],
     )
@@ -107,8 +108,42 @@ def test_a_tune_that_is_cut_or_wrong_is_judged_so() -> None:
 def test_the_classifier_tells_genres_apart() -> None:
     jigs = [("jig", ["A", "A", "A", " ", "A", "A", "A", "|"] * 3)] * 3
     reels = [("reel", ["A", "A", "A", "A", " ", "B", "A", "A", "A", "|"] * 3)] * 3
-    classifier = melody.GenreClassifier(jigs + reels)
+    classifier = melody_judges.GenreClassifier(jigs + reels)
     assert classifier.guess([jigs[0][1], reels[0][1]]) == ["jig", "reel"]
+
+
+def test_the_likeliest_tokens_are_kept_as_the_server_keeps_them() -> None:
+    torch.manual_seed(0)
+    logits = torch.randn(64, 40)
+    kept = melody_draws.likeliest(torch.softmax(logits / 0.9, dim=-1), 0.8) > 0
+    seeds = np.arange(64, dtype=np.uint64)
+    for position in range(50):
+        ids = sample(
+            logits.numpy(),
+            np.full(64, 0.9, np.float32),
+            np.zeros(64, np.int64),
+            np.full(64, 0.8, np.float32),
+            seeds,
+            np.full(64, position, np.uint64),
+        )[0]
+        assert kept[torch.arange(64), torch.from_numpy(ids)].all()
+    assert 1 < kept.sum(dim=1).float().mean() < 30
+
+
+def test_draws_of_one_seed_are_the_same_and_judged() -> None:
+    torch.manual_seed(0)
+    network = melody.Melody(WORDS, 12, 8).eval()
+    sampling = melody_draws.Sampling(0.9, 0.9)
+    assert str(sampling) == "temperature 0.9, top_p 0.9"
+    one, two, other = (
+        melody_draws.generate(network, list(melody.GENRES), sampling, max_steps=20, seed=seed) for seed in (1, 1, 2)
+    )
+    assert one == two != other
+    judges = melody_judges.Judges([Example(genre, "6/8", "D", "A3A3|" * 8) for genre in melody.GENRES])
+    (found,) = melody_draws.drawn(network, judges, sampling, [1], 8)
+    assert 0 <= found.genre <= 1
+    assert found.different > 0.5
+    assert judges.copied([[*"AAAAAA"], ["A3", "A3", "|"] * 8]) == 1.0
 
 
 @has_data
@@ -140,9 +175,9 @@ def test_one_epoch_of_a_small_network_lowers_the_loss(monkeypatch: pytest.Monkey
     network = melody.build(DATA)
     assert network.words[:2] == ["<begin>", "<end>"]
     small = melody.Melody(network.words, 16, 8)
-    before = melody._nats(small.eval(), few[:10])
+    before = melody_judges.nats(small.eval(), few[:10])
     melody.train(small, DATA, Trainer(small, is_quiet=True, max_epochs=3))
-    assert melody._nats(small, few[:10]) < before
+    assert melody_judges.nats(small, few[:10]) < before
 
 
 def test_the_weights_of_gplv3_are_in_no_package() -> None:
