@@ -1,4 +1,4 @@
-"""docs/zoo.md: a row for each model of the zoo, from its manifest and its card.
+"""docs/zoo.md: a row for each model of the zoo, from its manifest and its card; and what was only evaluated.
 
 `python -m benchmarks.zoo_page` writes it again after an export.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from benchmarks.evaluated import sections
 from benchmarks.serving import ROOT, ZOO
 from benchmarks.zoo_card import cards
 
@@ -31,8 +32,8 @@ a shared machine: compare loosely.
 """
 
 
-def page(zoo: Path = ZOO) -> str:
-    """The whole text."""
+def page(zoo: Path = ZOO, evaluated: Path = ROOT / "docs" / "zoo") -> str:
+    """The whole text. evaluated: the folder of the findings of what was only evaluated."""
     rows, licences = [], []
     for card in cards(zoo):
         manifest = card.manifest
@@ -45,7 +46,7 @@ def page(zoo: Path = ZOO) -> str:
         int8 = f"{float(card.int8):.4g}" if card.int8 else "no: see the card"
         rows.append("| " + " | ".join([*cells, f"{megabytes:.1f}", int8]) + " |")
         licences.append(f"| {manifest.name} | {manifest.data} | {manifest.licence} |")
-    return _HEAD + "\n".join(rows) + "\n" + _TAIL + "\n".join(licences) + "\n"
+    return _HEAD + "\n".join(rows) + "\n" + sections(evaluated) + _TAIL + "\n".join(licences) + "\n"
 
 
 if __name__ == "__main__":

@@ -44,7 +44,7 @@ class Setting:
     learning_rate: float
 
 
-SETTINGS = [Setting(*each) for each in itertools.product((32, 64), (0.3, 0.5, 0.7), (2e-3, 5e-3))]
+SETTINGS = [Setting(*each) for each in itertools.product((32, 64), (0.3, 0.5, 0.7), (5e-3,))]
 CHOSEN = Setting(64, 0.5, 5e-3)
 
 

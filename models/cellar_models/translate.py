@@ -14,7 +14,7 @@ from cellar_models.data import data_folder, read
 from cellar_models.decoding import beam, greedy, nearest, scores
 from cellar_models.encoder_decoder import Translate
 from cellar_models.pieces import BEGIN, END, source_pieces, target_pieces
-from cellar_models.training import Result, Trainer
+from cellar_models.training import Result, Trainer, training_numbers
 
 FILES = {
     "train": "e91655b4a661a2499ba156fb23fc8fa6002e5da163a7945574eaa50e475e6d2b",
@@ -156,14 +156,14 @@ def write_samples(folder: Path, data: Path) -> None:
 
 def main() -> int:
     """Trains the network without attention, and says how good it is."""
-    torch.set_num_threads(1)
     torch.manual_seed(1)
     data = data_folder()
     network = build(data)
     network.attends = False
-    train(network, data, Trainer(network))
-    pairs = load(data, "test")
-    found = greedy(network, [s for s, _ in encode(network, pairs)])
+    with training_numbers():
+        train(network, data, Trainer(network))
+        pairs = load(data, "test")
+        found = greedy(network, [s for s, _ in encode(network, pairs)])
     print(scores([network.target.decode(ids) for ids in found], [t for _, t in pairs]))
     return 0
 

@@ -10,8 +10,9 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="the models extra is not installed")
 
-from cellar_models import caption, scenes  # noqa: E402
+from cellar_models import caption, caption_data, scenes  # noqa: E402
 from cellar_models.export import export  # noqa: E402
+from cellar_models.training import Trainer  # noqa: E402
 from cellar_models.verify import open_session  # noqa: E402
 from cellar_proto.v1.manifest_pb2 import Manifest  # noqa: E402
 from cellar_proto.v1.tensor_pb2 import UINT8  # noqa: E402
@@ -57,13 +58,28 @@ def test_the_order_of_the_boxes_does_not_matter() -> None:
 
 
 def test_sentences_are_learnt_in_plain_words() -> None:
-    assert caption.words_of("ll towers contain 1 blue block.") == "all towers contain 1 blue block"
-    assert caption.words_of("There is a box, with  2 items") == "there is a box with 2 items"
+    assert caption_data.words_of("ll towers contain 1 blue block.") == "all towers contain 1 blue block"
+    assert caption_data.words_of("There is a box, with  2 items") == "there is a box with 2 items"
+
+
+@has_data
+def test_a_network_that_is_trained_blind_comes_to_know_words_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    parts = {part: several[:40] for part, several in caption_data.load(DATA).items()}
+    monkeypatch.setattr(caption, "load", lambda data: parts)
+    network = caption.build(DATA)
+    small = caption.Caption(network.words, 12, 8)
+    seen = []
+    see = small.see
+    monkeypatch.setattr(small, "see", lambda condition: seen.append(int(condition.max())) or see(condition))
+    caption.train(small, DATA, Trainer(small, is_quiet=True, max_epochs=1), is_blind=True)
+    assert set(seen) == {0}
+    assert len(set(caption.generate(small, np.zeros((3, 50, 200, 3), np.uint8)))) == 1
 
 
 @has_data
 def test_the_data_are_the_ones_of_the_card() -> None:
-    parts = caption.load(DATA)
+    parts = caption_data.load(DATA)
     assert {part: len(several) for part, several in parts.items()} == {"train": 1323, "valid": 155, "test": 171}
     said = [{scenes.plain(each.sentence) for each in several} for several in parts.values()]
     assert not said[0] & said[1]
@@ -78,9 +94,9 @@ def test_the_data_are_the_ones_of_the_card() -> None:
 
 @has_data
 def test_mixed_scenes_are_as_pictured() -> None:
-    train = caption.load(DATA)["train"][:200]
+    train = caption_data.load(DATA)["train"][:200]
     looks = {(scene.picture[:, k * 75 : k * 75 + 50].tobytes()): scene.scene[k] for scene in train for k in range(3)}
-    for made in caption.mixed(train, 50, np.random.default_rng(0)):
+    for made in caption_data.mixed(train, 50, np.random.default_rng(0)):
         for k in range(3):
             assert looks[made.picture[:, k * 75 : k * 75 + 50].tobytes()] == made.scene[k]
         assert len({scenes.is_towers((box, box, box)) for box in made.scene}) == 1
@@ -88,9 +104,9 @@ def test_mixed_scenes_are_as_pictured() -> None:
 
 @has_data
 def test_true_sentences_are_those_that_are_judged_true() -> None:
-    test = caption.load(DATA)["test"][:30]
+    test = caption_data.load(DATA)["test"][:30]
     sentences = ["there is a black block", "there are 2 towers", "the sky is blue"]
-    found = caption.true_sentences([each.scene for each in test], sentences)
+    found = caption_data.true_sentences([each.scene for each in test], sentences)
     assert found.shape == (30, 3)
     assert not found[:, 2].any()
     assert found[:, 0].tolist() == [scenes.is_true(sentences[0], each.scene) for each in test]
