@@ -90,5 +90,6 @@ def nearest(train: list[tuple[str, str]], sources: list[str]) -> list[str]:
     return found
 
 
-def _words(sentence: str) -> set[str]:
-    return set(re.findall(r"\w+", sentence.lower()))
+def _words(sentence: str) -> list[str]:
+    """Each once, in one order whatever the hash seed: sums of weights have the same bits each time."""
+    return sorted(set(re.findall(r"\w+", sentence.lower())))

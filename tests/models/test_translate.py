@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -132,6 +134,42 @@ def test_it_learns_a_few_sentences_by_heart_and_beams_find_them(network: Transla
     sources = [source for source, _ in pairs]
     assert [network.target.decode(ids) for ids in decoding.greedy(network, sources)] == [t for _, t in PAIRS]
     assert [network.target.decode(decoding.beam(network, ids)) for ids in sources] == [t for _, t in PAIRS]
+
+
+def test_a_seed_alone_repeats_pieces_and_weights() -> None:
+    """In another process, with another order of sets and another number of threads for the pieces."""
+    script = """
+import hashlib, random, torch
+from cellar_models.pieces import source_pieces, target_pieces
+from cellar_models.training import Trainer
+from cellar_models.translate import Translate, encode, fit
+draw = random.Random(1)
+words = ["".join(draw.choice("abcdefgh") for _ in range(draw.randint(2, 6))) for _ in range(80)]
+pairs = [tuple(" ".join(draw.choice(words) for _ in range(5)) for _ in range(2)) for _ in range(80)]
+torch.set_num_threads(1)
+torch.manual_seed(1)
+source, target = source_pieces([s for s, _ in pairs], 200), target_pieces([t for _, t in pairs], 200)
+network = Translate(source, target, embedding_size=8, hidden_size=8)
+fit(network, encode(network, pairs), encode(network, pairs[:9]), Trainer(network, is_quiet=True), 1)
+weights = b"".join(each.detach().numpy().tobytes() for each in network.parameters())
+print(hashlib.sha256(source.to_str().encode() + target.to_str().encode() + weights).hexdigest())
+"""
+    found = set()
+    for seed, threads in (("1", "1"), ("2", "3")):
+        environment = os.environ | {"PYTHONHASHSEED": seed, "RAYON_NUM_THREADS": threads}
+        found.add(
+            subprocess.run([sys.executable, "-c", script], env=environment, check=True, capture_output=True).stdout
+        )
+    assert len(found) == 1
+
+
+@has_data
+def test_the_shipped_pieces_are_those_that_the_data_give() -> None:
+    network = translate.build(DATA)
+    folder = Path(__file__).parents[2] / "models" / "zoo" / "translate" / "1"
+    assert json.loads(network.source.to_str()) == json.loads((folder / "tokenizer.json").read_text("utf-8"))
+    pieces = [network.target.id_to_token(i).replace("\u2581", " ") for i in range(network.target.get_vocab_size())]
+    assert pieces == json.loads((folder / "vocabulary.json").read_text("utf-8"))
 
 
 def test_training_follows_its_schedule(network: Translate) -> None:
