@@ -238,8 +238,8 @@ def shares(sentences: list[str], test: list[scenes.Scene]) -> tuple[float, float
 
 
 # The same network, data and seed with every picture black, in training too (`python -m cellar_models.caption` trains
-# it): of its one sentence the share of test scenes that it is true of.
-TRAINED_BLIND = 0.0
+# it): it always says "there is a box with a yellow circle and a blue circle", which is true of this share of test.
+TRAINED_BLIND = 0.0702
 
 
 def evaluate(network: Caption, data: Path, num_mixed: int = 1000) -> Result:
