@@ -45,7 +45,7 @@ class Setting:
 
 
 SETTINGS = [Setting(*each) for each in itertools.product((32, 64), (0.3, 0.5, 0.7), (5e-3,))]
-CHOSEN = Setting(64, 0.5, 5e-3)
+CHOSEN = Setting(64, 0.7, 5e-3)
 
 
 class Etth1(nn.Module):

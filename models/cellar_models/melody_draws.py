@@ -39,7 +39,7 @@ SAMPLINGS = [
     *(Sampling(each) for each in (0.7, 0.75, 0.8)),
     *(Sampling(*each) for each in ((0.8, 0.95), (0.9, 0.95), (0.9, 0.9), (1.0, 0.9))),
 ]
-SAMPLING = Sampling(0.8)
+SAMPLING = Sampling(0.8, 0.95)
 NUM_TUNES = 400
 SEEDS, SEEDS_TO_CHOOSE = range(8), range(100, 102)
 
