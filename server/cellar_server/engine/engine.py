@@ -11,35 +11,26 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from cellar_proto.v1.inference_pb2 import Frame
-from cellar_proto.v1.models_pb2 import Counters
 from cellar_proto.v1.reason_pb2 import Reason
 
 from cellar_server.config import Config
+from cellar_server.engine.figures import Figures
 from cellar_server.engine.inbox import Inbox, Lane
+from cellar_server.engine.requests import num_bytes, replies_of_refused
 from cellar_server.engine.runner import Runner
 from cellar_server.errors import CellarError
 from cellar_server.scheduler.policy import Cost
 from cellar_server.sessions.columns import LARGE
-from cellar_server.sessions.core import Counts, new_error_id
+from cellar_server.sessions.core import new_error_id
 from cellar_server.sessions.directory import Directory
 from cellar_server.sessions.messages import (
-    Call,
-    CallReply,
-    FrameReply,
     FrameRequest,
-    GenerateReply,
-    GenerateRequest,
-    PredictReply,
-    PredictRequest,
     Reply,
     Request,
-    Rows,
     RowsBack,
     RowsRefused,
-    StepRequest,
 )
 from cellar_server.sessions.runs import OVERLAP_S, Outcome, Run
-from cellar_server.sessions.selection import refused
 from cellar_server.sessions.sessions import Sessions
 from cellar_server.store.base import Store
 from cellar_server.zoo import Model
@@ -57,7 +48,7 @@ class Ran:
     outcome: Outcome
 
 
-class Engine:
+class Engine(Figures):
     """One served model version. `post` from any thread; replies come through `deliver`, on the engine's thread, all
     of one cycle at once."""
 
@@ -71,14 +62,13 @@ class Engine:
         cost: Cost | None = None,
         store: Store | None = None,
     ) -> None:
-        self.model = model
         self.manifest = model.manifest
         self.name: str = model.manifest.name
         self.version: int = model.manifest.version
         self.number = directory.add_engine(self)
         self._clock = clock
         try:
-            self._sessions = Sessions(
+            sessions = Sessions(
                 model,
                 config,
                 directory,
@@ -91,6 +81,7 @@ class Engine:
         except Exception:
             directory.remove_engine(self.number)  # its memory cannot be had
             raise
+        super().__init__(model, sessions)
         self.num_restored = self._sessions.custody.restore()
         self._inbox = Inbox()
         self._deliver: Callable[[list[Reply]], None] = lambda replies: None
@@ -121,76 +112,21 @@ class Engine:
         """Its thread takes nothing in any more."""
         return self._has_ended
 
-    @property
-    def num_sessions(self) -> int:
-        """Open sessions."""
-        return self._sessions.core.table.num_open
-
-    @property
-    def queue_rows(self) -> int:
-        """Rows that wait or run."""
-        return self._sessions.core.work.num_used
-
-    @property
-    def load(self) -> float:
-        """How close to refusing new sessions this model is: 1 and more where it does."""
-        return self._sessions.core.load
-
     def refusal(self, frame: Frame, caller: int) -> CellarError | None:
         """Why a frame is not worth to be handed over: all its chunks' time would be over before their turn."""
         timeouts = frame.timeouts_ms
         if not timeouts or not min(timeouts):
             return None
         try:
-            self._sessions.core.check_time(max(timeouts) / 1000, caller)
+            self._core.check_time(max(timeouts) / 1000, caller)
         except CellarError as error:
             self.count_refused(error, len(frame.handles))
             return error
         return None
 
-    @property
-    def num_generations(self) -> int:
-        """Generations that run or wait for their reader."""
-        return self._sessions.generations.rows.num_live
-
-    @property
-    def max_queue_rows(self) -> int:
-        """Rows that may wait or run."""
-        return self._sessions.core.work.capacity
-
-    @property
-    def max_sessions(self) -> int:
-        """Sessions that may be open."""
-        return self._sessions.core.table.capacity
-
-    @property
-    def stored_answer_bytes(self) -> int:
-        """Bytes of answers kept for retries."""
-        return self._sessions.core.answers.num_bytes
-
-    @property
-    def twin_steps(self) -> int:
-        """Rows run a second time beside a lone row."""
-        return getattr(self.model.runtime, "twin_steps", 0)
-
-    @property
-    def is_storing(self) -> bool:
-        """Its sessions are kept in a store."""
-        return self._sessions.durability.is_on
-
-    @property
-    def store_lag_s(self) -> float:
-        """Age in seconds of the oldest change that is not in the store; 0 where everything is."""
-        return self._sessions.durability.lag_s
-
-    @property
-    def num_unstored(self) -> int:
-        """Sessions, and ends of sessions, that are not in the store as they stand."""
-        return self._sessions.durability.num_unstored
-
     def count_refused(self, error: CellarError, count: int) -> None:
         """So many rows were refused before they were posted."""
-        self._sessions.core.counts.refuse(error.reason, count)
+        self._core.counts.refuse(error.reason, count)
 
     def start(self, deliver: Callable[[list[Reply]], None], lane: Lane | None = None) -> None:
         """Starts the thread. lane: rows are taken from there too."""
@@ -200,11 +136,11 @@ class Engine:
 
     def post(self, request: Request) -> None:
         """Hands a request over; never blocks. After the thread's end it is answered with an error at once."""
-        num_bytes = _num_bytes(request)
-        if num_bytes and self._posted_bytes - self._taken_bytes + num_bytes > self._max_inbox_bytes:
-            self._refuse(request, self._sessions.core.overloaded())
+        size = num_bytes(request)
+        if size and self._posted_bytes - self._taken_bytes + size > self._max_inbox_bytes:
+            self._refuse(request, self._core.overloaded())
             return
-        self._posted_bytes += num_bytes
+        self._posted_bytes += size
         if isinstance(request, FrameRequest):
             if request.frame.timeouts_ms:
                 request.arrived_s = self._clock()
@@ -228,54 +164,8 @@ class Engine:
             raise RuntimeError("the engine runs")
         ended = self._sessions.close_all(error)
         self._sessions.durability.persist(is_last=True)
-        self._sessions.core.directory.remove_engine(self.number)
+        self._core.directory.remove_engine(self.number)
         return ended
-
-    def counts(self) -> Counts:
-        """The engine's own counts, as they stand; read only."""
-        return self._sessions.core.counts
-
-    def counters(self) -> Counters:
-        """Exact counts since the model was loaded."""
-        core = self._sessions.core
-        counts = core.counts
-        return Counters(
-            runs=counts.runs,
-            prime_runs=counts.prime_runs,
-            steps=counts.steps,
-            padded_steps=counts.padded_steps,
-            rows=counts.rows,
-            chunks=counts.chunks,
-            chunks_replayed=counts.chunks_replayed,
-            chunks_failed=counts.chunks_failed,
-            sessions_live=core.table.num_open,
-            sessions_opened=counts.sessions_opened,
-            sessions_expired=counts.sessions_expired,
-            stored_answer_bytes=self.stored_answer_bytes,
-            twin_steps=self.twin_steps,
-            sessions_ended={Reason.Name(reason): count for reason, count in counts.sessions_ended.items()},
-            sessions_spilled=counts.sessions_spilled,
-            sessions_taken_up=counts.sessions_taken_up,
-            sessions_handed_over=counts.sessions_handed_over,
-            stored_sessions=counts.stored_sessions,
-            store_failures=counts.store_failures,
-            chunks_joined=counts.chunks_joined,
-            refusals={Reason.Name(reason): count for reason, count in counts.refusals.copy().items()},
-            rows_waiting=core.work.num_used,
-            max_rows_waiting=core.work.capacity,
-            rows_begun=counts.queue_rows,
-            queue_s=counts.queue_s,
-            run_s=counts.run.total,
-            store_lag_s=self.store_lag_s,
-            sessions_unstored=self._sessions.durability.num_unstored,
-            generations=counts.generations,
-            first_emissions=sum(counts.first_emission.bins),
-            first_emission_s=counts.first_emission.total,
-            copied_bytes=core.copied_bytes,
-            waits=counts.waits,
-            vain_waits=counts.vain_waits,
-            rows_passed=counts.rows_passed,
-        )
 
     # -- the thread ----------------------------------------------------------------------------------------------
 
@@ -417,7 +307,7 @@ class Engine:
         return [*inbox.lane.take(), *requests]
 
     def _count_wait(self, has_waited: bool, *, is_vain: bool) -> None:
-        counts = self._sessions.core.counts
+        counts = self._core.counts
         counts.waits += has_waited
         counts.vain_waits += has_waited and is_vain
 
@@ -446,7 +336,7 @@ class Engine:
                     break
             elif item is not None:
                 requests.append(item)
-                self._taken_bytes += _num_bytes(item)
+                self._taken_bytes += num_bytes(item)
                 if is_waiting and len(requests) == 1 and isinstance(item, FrameRequest) and item.columns is not None:
                     return True
         return False
@@ -458,7 +348,7 @@ class Engine:
     def _die(self) -> None:
         """A fault of the engine itself: everything that waits is answered, and health says so."""
         error_id = new_error_id()
-        extra = self._sessions.core.about(error_id=error_id)
+        extra = self._core.about(error_id=error_id)
         log.exception("the engine of model %s died [%s]", self.name, error_id, extra=extra)
         self._dead = CellarError(
             Reason.INTERNAL, f"the model's engine failed; the log has the fault as {error_id}", error_id=error_id
@@ -483,40 +373,8 @@ class Engine:
             pass
 
     def _refuse(self, request: Request | Ran | None, error: CellarError) -> None:
-        replies = _refused(request, error)
+        replies = replies_of_refused(request, error)
         for reply in replies:
             if not isinstance(reply, RowsBack):
                 self.count_refused(error, len(reply.call) if isinstance(reply, RowsRefused) else 1)
         self._send(replies)
-
-
-def _num_bytes(request: Request) -> int:
-    """What a request holds while it waits to be taken in; 0 for what is small."""
-    match request:
-        case FrameRequest(frame=frame):
-            return frame.ByteSize()
-        case Rows(data=data):
-            return data.nbytes
-        case StepRequest(data=data) | PredictRequest(data=data):
-            return len(data)
-        case GenerateRequest(text=text, condition=condition):
-            return len(text) + len(condition)
-    return 0
-
-
-def _refused(request: Request | Ran | None, error: CellarError) -> list[Reply]:
-    """The reply to a request that is not taken in, where it has one."""
-    match request:
-        case FrameRequest(to=to, frame_id=frame_id):
-            return [FrameReply(to, frame_id, error)]
-        case Rows() as rows:
-            return [refused(rows, error)]
-        case StepRequest(to=to):
-            return [FrameReply(to, 0, error)]
-        case PredictRequest(to=to):
-            return [PredictReply(to, [], None, error=error)]
-        case GenerateRequest(to=to, position=position, options=options):
-            return [GenerateReply(to, [], [], b"", position, options.seed, error=error)]
-        case Call(to=to):
-            return [CallReply(to, error=error)]
-    return []
