@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from cellar_proto.v1.reason_pb2 import Reason
 
 from cellar_server.errors import CellarError
-from cellar_server.scheduler.work import Kind, Lot
+from cellar_server.scheduler.work import Kind
 from cellar_server.sessions.core import LATE, Core, new_error_id
 from cellar_server.sessions.frames import Frames
 from cellar_server.sessions.generations import Generations
+from cellar_server.sessions.lots import Lots
 from cellar_server.sessions.predicts import Predicts
 from cellar_server.sessions.table import span
 from cellar_server.sessions.timing import Timing
@@ -47,6 +47,7 @@ class Runs:
 
     def __init__(self, core: Core, frames: Frames, predicts: Predicts, generations: Generations) -> None:
         self.core = core
+        self.lots = Lots(core)
         self.frames = frames
         self.predicts = predicts
         self.generations = generations
@@ -64,7 +65,7 @@ class Runs:
         rows, q = core.scheduler.next()
         core.counts.rows_passed += len(core.scheduler.ready)
         core.pressure.begin(len(rows), q, now)
-        x, state = self._gather(rows, q)
+        x, state = self.lots.inputs(rows, q), self._states(rows)
         work = core.work
         waited = (now - work.arrived[rows])[(work.done[rows] == 0) & (work.kind[rows] < Kind.GENERATION)]
         core.counts.queue_rows += len(waited)
@@ -128,8 +129,8 @@ class Runs:
         counts.runs_by_rows[n] = counts.runs_by_rows.get(n, 0) + 1
         counts.seconds_by_rows[n] = counts.seconds_by_rows.get(n, 0.0) + took_s
 
-    def _gather(self, rows: np.ndarray, q: int) -> tuple[np.ndarray, np.ndarray]:
-        """Inputs [batch, q, ...] and states float32 [batch, S] of a run."""
+    def _states(self, rows: np.ndarray) -> np.ndarray:
+        """States of a run float32 [batch, S]."""
         core, work = self.core, self.core.work
         slots = work.slot[rows]
         stored = (slots >= 0) & (work.done[rows] == 0)
@@ -147,30 +148,7 @@ class Runs:
             core.counts.copy("state", int(stored.sum()) * state[0].nbytes)
         if not isinstance(place, slice):
             core.counts.copy("state", state.nbytes)
-        runtime = core.model.runtime
-        lots = work.lot[rows]
-        first = work.offset[rows] + work.done[rows]
-        if lots[0] >= 0 and (lots == lots[0]).all():
-            inputs = work.lots[int(lots[0])].inputs
-            at, n = int(first[0]), len(rows)
-            if n == 1 or (first == np.arange(at, at + n * q, q)).all():
-                return inputs[at : at + n * q].reshape(n, q, *inputs.shape[1:]), state
-            x = inputs[first[:, None] + np.arange(q)]
-            core.counts.copy("gather", x.nbytes)
-            return x, state
-        if work.kind[rows[0]] == Kind.PRIMING:
-            like = work.lots[int(lots[0])].inputs
-            x = np.empty((len(rows), q, *like.shape[1:]), like.dtype)
-        else:
-            x = np.empty((len(rows), q, *runtime.input_shape), runtime.input_dtype)
-        fed_back = work.kind[rows] == Kind.GENERATION
-        if fed_back.any():
-            x[fed_back, 0] = work.last[rows[fed_back]]
-        places = np.flatnonzero(~fed_back)
-        for chosen, at, lot in self._by_lot(places, lots[places], first[places], q):
-            x[chosen] = lot.inputs[at]
-        core.counts.copy("gather", x.nbytes)
-        return x, state
+        return state
 
     def _scatter(self, rows: np.ndarray, q: int, y: np.ndarray, state: np.ndarray) -> None:
         """Gives a run's results to its rows. y: float32 [batch, q, ...]; state: float32 [batch, S]."""
@@ -191,7 +169,7 @@ class Runs:
         work.done[rows] += q
         ended = work.done[rows] == work.steps[rows]
         if not (ended & ~begun).all():
-            self._keep_outputs(rows, q, y, (begun | ~ended) & work.keeps[rows])
+            self.lots.keep(rows, q, y, (begun | ~ended) & work.keeps[rows])
         if not ended.all():
             going = rows[~ended]
             core.counts.copy("state", len(going) * state[0].nbytes)
@@ -212,67 +190,22 @@ class Runs:
                 core.counts.copy("part", int(chosen.sum()) * (y[0].nbytes + state[0].nbytes))
                 finish(rows[chosen], q, y[chosen], state[chosen], begun[chosen], now)
 
-    def _keep_outputs(self, rows: np.ndarray, q: int, y: np.ndarray, keep: np.ndarray) -> None:
-        """Puts the outputs of rows that take several runs beside their inputs."""
-        core, work = self.core, self.core.work
-        lots = work.lot[rows]
-        first = work.offset[rows] + work.done[rows] - q
-        places = np.flatnonzero(keep)
-        for chosen, at, lot in self._by_lot(places, lots[places], first[places], q):
-            if lot.outputs is None:
-                lot.outputs = np.empty((len(lot.inputs), *core.output_shape), np.float32)
-            lot.outputs[at] = y[chosen]
-        core.counts.copy("keep", len(places) * y[0].nbytes)
-
-    def _by_lot(
-        self, places: np.ndarray, lots: np.ndarray, first: np.ndarray, q: int
-    ) -> Iterator[tuple[Any, Any, Lot]]:
-        """Rows of a run at `places` [n] and where their q steps lie in their lots: a row at a time where most have a
-        lot of their own, which costs a tenth of looking for each lot's rows."""
-        found = self.core.work.lots
-        numbers = lots.tolist()
-        distinct = set(numbers)
-        if 8 * len(distinct) > len(numbers):
-            for place, number, at in zip(places.tolist(), numbers, first.tolist(), strict=True):
-                yield place, slice(at, at + q), found[number]
-            return
-        for number in distinct:
-            mine = np.flatnonzero(lots == number)
-            yield places[mine], first[mine, None] + np.arange(q), found[number]
-
-    def _outputs(self, rows: np.ndarray, q: int, y: np.ndarray, begun: np.ndarray) -> np.ndarray:
-        """Every emission of ended rows, packed: float32 [sum(steps), ...]."""
-        if not len(rows):
-            return self.core.no_outputs()
-        if not begun.any():
-            return y.reshape(len(rows) * q, *self.core.output_shape)
-        work = self.core.work
-        pieces = []
-        for i, w in enumerate(rows.tolist()):
-            if begun[i]:
-                at, outputs = int(work.offset[w]), work.lots[int(work.lot[w])].outputs
-                assert outputs is not None
-                pieces.append(outputs[at : at + int(work.steps[w])])
-            else:
-                pieces.append(y[i])
-        return self.core.pack(pieces)
-
     def _finish_chunks(
         self, rows: np.ndarray, q: int, y: np.ndarray, state: np.ndarray, begun: np.ndarray, now: float
     ) -> None:
-        self.frames.commit(rows, state, self._outputs(rows, q, y, begun), now)
+        self.frames.commit(rows, state, self.lots.outputs(rows, q, y, begun), now)
 
     def _finish_sequences(
         self, rows: np.ndarray, q: int, y: np.ndarray, state: np.ndarray, begun: np.ndarray, now: float
     ) -> None:
         keeps = self.core.work.keeps[rows]
         if keeps.all():
-            outputs = self._outputs(rows, q, y, begun)
+            outputs = self.lots.outputs(rows, q, y, begun)
         elif not keeps.any():
             outputs = self.core.no_outputs()
         else:
             self.core.counts.copy("part", int(keeps.sum()) * y[0].nbytes)
-            outputs = self._outputs(rows[keeps], q, y[keeps], begun[keeps])
+            outputs = self.lots.outputs(rows[keeps], q, y[keeps], begun[keeps])
         self.predicts.finish(rows, y[:, -1], outputs)
 
     def fail(self, rows: np.ndarray, error: CellarError, now: float) -> None:
