@@ -29,10 +29,9 @@ from cellar_models.caption_data import (
     mixed,
     true_sentences,
 )
-from cellar_models.data import data_folder
 from cellar_models.network import Network
 from cellar_models.recurrent import Recurrent
-from cellar_models.training import Result, Trainer, training_numbers
+from cellar_models.training import Result, Trainer
 
 BEGIN, END = 0, 1
 # Words of a sentence, at most.
@@ -237,7 +236,7 @@ def shares(sentences: list[str], test: list[scenes.Scene]) -> tuple[float, float
     return float(np.mean([each is not None for each in found])), float(np.mean([each is True for each in found]))
 
 
-# The same network, data and seed with every picture black, in training too (`python -m cellar_models.caption` trains
+# The same network, data and seed with every picture black, in training too (`cellar-models ablate caption` trains
 # it): it always says "there is a box with a yellow circle and a blue circle", which is true of this share of test.
 TRAINED_BLIND = 0.0702
 
@@ -326,18 +325,10 @@ def write_samples(folder: Path, data: Path) -> None:
     (folder / "scenes.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def main() -> int:
-    """Trains the network blind, and says what it says and how often that is true of a test scene."""
-    data = data_folder()
-    torch.manual_seed(1)
-    with training_numbers():
-        network = build(data)
-        train(network, data, Trainer(network), is_blind=True)
-        test = load(data)["test"]
-        said = generate(network, np.zeros((len(test), HEIGHT, WIDTH, 3), np.uint8))
-    print(f'"{said[0]}": true of {shares(said, [each.scene for each in test])[1]:.4f} of {len(test)} test scenes')
-    return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())
+def ablate(data: Path, max_epochs: int | None) -> str:
+    """Trains the network blind: what it says, and how often that is true of a test scene."""
+    network = build(data)
+    train(network, data, Trainer(network, max_epochs=max_epochs), is_blind=True)
+    test = load(data)["test"]
+    said = generate(network, np.zeros((len(test), HEIGHT, WIDTH, 3), np.uint8))
+    return f'"{said[0]}": true of {shares(said, [each.scene for each in test])[1]:.4f} of {len(test)} test scenes'

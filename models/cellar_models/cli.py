@@ -1,6 +1,7 @@
 """`cellar-models train|evaluate|export|verify NAME` and `list` for the zoo; `import-onnx|validate|draw` for any;
 `study|compare` write docs; `render` and `picture` for what they make; `folds NAME` trains anew for each fold of
-the data and gives mean and spread; `plot NAME` writes docs/NAME.svg."""
+the data and gives mean and spread; `plot NAME` writes docs/NAME.svg; `ablate NAME` trains it without what its card
+compares it with."""
 
 from __future__ import annotations
 
@@ -58,7 +59,7 @@ def main(arguments: list[str] | None = None) -> int:
         print("\n".join(MODELS))
         return 0
     parser = argparse.ArgumentParser(prog="cellar-models", description=__doc__)
-    parser.add_argument("verb", choices=["train", "evaluate", "export", "verify", "folds", "plot"])
+    parser.add_argument("verb", choices=list(_VERBS))
     parser.add_argument("name", choices=sorted(MODELS))
     parser.add_argument("--data", type=Path, default=data_folder(), help="folder of the data sets (CELLAR_DATA)")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="where trained weights are kept")
@@ -217,6 +218,13 @@ def _folds(model: ModuleType, options: argparse.Namespace) -> int:
     return 0
 
 
+def _ablate(model: ModuleType, options: argparse.Namespace) -> int:
+    if not hasattr(model, "ablate"):
+        raise FileNotFoundError(f"{options.name} has no lesser form that it is compared with")
+    print(model.ablate(options.data, options.epochs))
+    return 0
+
+
 def _plot(model: ModuleType, options: argparse.Namespace) -> int:
     if not hasattr(model, "plot"):
         raise FileNotFoundError(f"{options.name} has no plot")
@@ -227,7 +235,15 @@ def _plot(model: ModuleType, options: argparse.Namespace) -> int:
     return 0
 
 
-_VERBS = {"train": _train, "evaluate": _evaluate, "export": _export, "verify": _verify, "folds": _folds, "plot": _plot}
+_VERBS = {
+    "train": _train,
+    "evaluate": _evaluate,
+    "export": _export,
+    "verify": _verify,
+    "folds": _folds,
+    "plot": _plot,
+    "ablate": _ablate,
+}
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -172,6 +172,11 @@ def test_a_missing_data_set_says_where_to_get_it(tmp_path: Path, capsys: pytest.
         read(tmp_path, "sentiment_rt", "rt-polarity.neg", sentiment.FILES["rt-polarity.neg"])
 
 
+def test_what_has_no_lesser_form_is_not_ablated(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["ablate", "digits"]) == 1
+    assert "digits has no lesser form" in capsys.readouterr().err
+
+
 def test_bleu_of_known_sentences() -> None:
     same = ["the", "cat", "sat", "on", "the", "mat"]
     assert describe.corpus_bleu([same], [[same, ["a"]]]) == pytest.approx(1.0)
