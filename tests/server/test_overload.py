@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -172,25 +173,39 @@ class Chunks(Load):
         return [request] if n else []
 
 
-KINDS = {
+# kinds of load, how dear the model is, and how long its sequences are
+KINDS: dict[str, tuple[Callable[..., Load], Cost, Callable[[int], np.ndarray]]] = {
     "sequences": (Sequences, LSTM, mixed_lengths),
     "sequences, a connection each": (ManyCallers, LSTM, mixed_lengths),
-    "calls of sequences": (Calls, LSTM, mixed_lengths),
+    "sequences of a slow model, fewer than a run takes": (Sequences, DEAR, mixed_lengths),
     "one-step chunks": (Chunks, DEAR, lambda count: np.ones(count, np.int64)),
+    "calls of sequences": (Calls, LSTM, mixed_lengths),
 }
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("factor", [1.0, 1.5, 2.0, 3.5])
-def test_goodput_stays_near_the_capacity(kind: str, factor: float) -> None:
-    make: Callable[[Cost, np.ndarray], Load]
+def offered(kind: str, factor: float) -> tuple[Load, float, float, float]:
+    """A load of so many times the capacity, the seconds in which it came, and the capacity: rows and steps a second."""
     make, cost, lengths_of = KINDS[kind]
     rows_per_s, steps_per_s = make(cost, lengths_of(60_000)).saturate()
     load = make(cost, lengths_of(int(factor * rows_per_s * SECONDS)))
-    took_s = load.offer(factor * rows_per_s)
+    return load, load.offer(factor * rows_per_s), rows_per_s, steps_per_s
+
+
+@pytest.mark.parametrize(
+    ("kind", "factor"), [*itertools.product(list(KINDS)[:-1], (1.5, 2.0, 3.5)), (list(KINDS)[-1], 2.0)]
+)
+def test_goodput_stays_near_the_capacity(kind: str, factor: float) -> None:
+    load, took_s, rows_per_s, steps_per_s = offered(kind, factor)
     good = load.is_in_time
     assert good.sum() / took_s >= 0.9 * rows_per_s
     # in steps too, so it is not only the short ones that are answered; and little is computed for nothing
     assert load.lengths[good].sum() / took_s >= 0.9 * steps_per_s
     assert load.runtime.steps <= 1.4 * load.lengths[good].sum()
     assert load.late <= 0.01 * good.sum()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_below_the_capacity_all_but_the_longest_is_answered(kind: str) -> None:
+    load, *_ = offered(kind, 0.8)
+    assert load.is_in_time.mean() >= 0.97
+    assert load.is_in_time[load.lengths < 60].all()

@@ -128,7 +128,7 @@ def test_the_wait_of_rows_that_come_together_is_that_of_the_steps_before_each(
     ready: list[tuple[int, int, float]], coming: list[tuple[int, int, float]]
 ) -> None:
     """By caller, steps and time-out: ready rows, and rows that come now."""
-    bench = Bench(counter_model(), max_rows_per_run=4)
+    bench = Bench(counter_model(), max_rows_per_run=4, run_budget_ms=1.0)
     core, now = bench.sessions.core, bench.clock.now
     pressure, work = core.pressure, core.work
     for caller, steps, timeout in ready:
@@ -139,9 +139,16 @@ def test_the_wait_of_rows_that_come_together_is_that_of_the_steps_before_each(
     callers, steps, timeouts = (np.array(column) for column in zip(*coming, strict=True))
     found = pressure.waits_s(callers, now + timeouts, now, steps)
     one = pressure.wait_s(int(callers[0]), now + timeouts[0], now, int(steps[0]))
+    alone = pressure.waits_s(callers[:1], now + timeouts[:1], now, steps[:1])
+    assert one == (0 if alone is None else pytest.approx(float(alone[0])))
     if len(ready) + len(coming) <= 4:
-        assert found is None
-        assert one == 0
+        if steps.max() <= core.scheduler.cost.max_steps(len(ready) + len(coming), core.scheduler.budget_s):
+            assert found is None
+            return
+        # one run takes all rows, but not all steps: each row's are those of all others too
+        for i, count in enumerate(steps.tolist()):
+            others = len(ready) + i
+            assert found[i] == pytest.approx((others + 1) * count * pressure.s_per_step if others else 0.0)
         return
     assert found is not None
     totals = Counter[int]()
@@ -155,5 +162,3 @@ def test_the_wait_of_rows_that_come_together_is_that_of_the_steps_before_each(
         level = sum(ahead) + count
         before = sum(min(total, level) for total in totals.values())
         assert found[i] == pytest.approx(before * pressure.s_per_step + count * pressure.pace_s)
-    alone = pressure.waits_s(callers[:1], now + timeouts[:1], now, steps[:1])
-    assert one == (0 if alone is None else pytest.approx(float(alone[0])))

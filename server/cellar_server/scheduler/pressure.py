@@ -61,7 +61,8 @@ class Pressure:
 
     What stands before a row counts in steps, whatever the rows are: those of its caller that are due earlier, and, as
     callers take turns (see Turns), of each other caller as many steps as the row's own has until then: one caller's
-    flood is its own wait. Behind that the row needs its own steps one after the other.
+    flood is its own wait. Behind that the row needs its own steps one after the other. Where every run takes all that
+    is ready, each step of a row is one of all others too: of those that end, others take the places.
     """
 
     def __init__(self, scheduler: Scheduler) -> None:
@@ -93,21 +94,24 @@ class Pressure:
         line = self._look()
         return self.s_per_step * (line.sums[-1] / len(line.order) if len(line.order) else 1.0)
 
-    def begin(self, rows: int, q: int, now: float) -> None:
-        """A run of so many rows and steps begins."""
+    def begin(self, rows: int, q: int, now: float, *, goes_on: bool) -> None:
+        """A run of so many rows and steps begins; goes_on: another one is sure to follow at once."""
         if self._begun is not None:
             since, count, steps = self._begun
             self._seconds = _MEMORY * self._seconds + (now - since)
             self._steps = _MEMORY * self._steps + count * steps
             self._q = _MEMORY * self._q + steps
-        self._begun = (now, rows, q) if self._scheduler.has_ready else None
+        self._begun = (now, rows, q) if goes_on else None
 
     def wait_s(self, caller: int, deadline: float, now: float, steps: int = 1, before: int = 0) -> float:
         """Seconds until a caller's next row, of so many steps, would be over; before: rows like it that come ahead of
         it and are not ready yet. 0 where one run takes all."""
-        if self.is_low(before + 1):
+        if self.is_low(before + 1, steps):
             return 0.0
         line = self._look()
+        if self.is_low(before + 1):
+            others = len(self._scheduler.ready) + before
+            return (others + 1) * steps * self.s_per_step if others else 0.0
         level = line.own_steps(caller, min(deadline, now + PATIENCE_S)) + steps
         # of its own caller all up to itself, which is none of those that wait
         ahead = int(line.steps_up_to(level)) - min(line.own_steps(caller), level) + level
@@ -124,9 +128,13 @@ class Pressure:
         """As `wait_s` for rows that come now, in this order: [n]. longest: steps of each that follow one another, where
         that is not all. None where one run takes all."""
         n = len(callers)
-        if self.is_low(n):
+        if self.is_low(n, int(steps.max(initial=1))):
             return None
         caller, due, left = self._ready()
+        if self.is_low(n):
+            others = len(left) + np.arange(n)
+            # what comes first of all is taken in any case, so that something always runs and tells the speed
+            return np.where(others > 0, (others + 1) * (steps if longest is None else longest) * self.s_per_step, 0.0)
         until = np.concatenate([due, np.minimum(deadlines, now + PATIENCE_S)])
         line = _Line.of(np.concatenate([caller, callers]), until, np.concatenate([left, steps]))
         place = np.empty(len(line.order), np.int64)
@@ -146,9 +154,12 @@ class Pressure:
         level = own if own == most else max(own, int(line.totals[-2]) if len(line.totals) > 1 else 0)
         return float(line.steps_up_to(level)) * self.s_per_step
 
-    def is_low(self, before: int = 0) -> bool:
-        """One run takes all that is ready: nobody waits."""
-        return len(self._scheduler.ready) + before <= self._scheduler.max_rows
+    def is_low(self, before: int = 0, steps: int = 0) -> bool:
+        """One run takes all that is ready, and where the steps of a row are given, all of these too: nobody waits."""
+        scheduler, n = self._scheduler, len(self._scheduler.ready) + before
+        if n > scheduler.max_rows:
+            return False
+        return steps <= 1 or steps <= scheduler.cost.max_steps(n, scheduler.budget_s)
 
     def _ready(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Of the ready rows: caller, when due, steps left [n]. Those without a deadline keep their places: no row that

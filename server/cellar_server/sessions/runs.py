@@ -64,9 +64,10 @@ class Runs:
                 return None
         rows, q = core.scheduler.next()
         core.counts.rows_passed += len(core.scheduler.ready)
-        core.pressure.begin(len(rows), q, now)
-        x, state = self.lots.inputs(rows, q), self._states(rows)
         work = core.work
+        returns = (work.steps[rows] - work.done[rows] > q) | (work.kind[rows] >= Kind.GENERATION)
+        core.pressure.begin(len(rows), q, now, goes_on=core.scheduler.has_ready or bool(returns.any()))
+        x, state = self.lots.inputs(rows, q), self._states(rows)
         waited = (now - work.arrived[rows])[(work.done[rows] == 0) & (work.kind[rows] < Kind.GENERATION)]
         core.counts.queue_rows += len(waited)
         core.counts.queue.add_all(waited)
