@@ -267,10 +267,10 @@ def evaluate(network: Melody, data: Path, num_tunes: int = NUM_TUNES, seeds: Seq
             "The text is the data's, written anew: lengths in eighths, no part marks, slurs or ornaments, chords "
             "without their bass. Right bars: each is as long as the metre says, but for a section's pick-up and the "
             "bar that it completes; endings alternate; the last bar is closed. The classifier is naive Bayes on runs "
-            f"of one to four notes and bar lines, without chords and fields. {SAMPLING} was chosen on draws from other "
-            "seeds (`python -m cellar_models.melody_draws`); ask for it with every generation.\n"
+            f"of one to four notes and bar lines, without chords and fields. How to draw ({SAMPLING}) was chosen on "
+            "draws from other seeds (`python -m cellar_models.melody_draws`); ask for it with every generation.\n"
             "No int8: after 16 steps it differs from "
-            "float32 by 0.33 of the largest output; 0.25 is the most that is allowed."
+            "float32 by 0.35 of the largest output; 0.25 is the most that is allowed."
         ),
         more={
             "tunes that are read, the worst draw": min(reads),

@@ -70,6 +70,7 @@ def render(found: Findings) -> str:
         "copying": _task(found, "copying"),
         "clipping": _clipping(found),
         "missing": _missing(found),
+        "solved": _solved(found),
     }
     text = TEMPLATE.read_text("utf-8")
     before, after_training, rest = text.split("<!-- trained -->\n")
@@ -140,6 +141,32 @@ def _task(found: Findings, name: str) -> str:
     ]
     rows.append(["remembering nothing", *([f"{TASKS[name].chance:.3f}"] * len(lengths))])
     return _table([f"{TASKS[name].score_name}, or solved", *(f"{length} steps" for length in lengths)], rows)
+
+
+def _solved(found: Findings) -> str:
+    """Of each cell at which lengths it solved each task, in words."""
+    lines = []
+    for cell in TRAINED:
+        said = []
+        for name in TASKS:
+            runs = [run for length in found.plan.lengths if (run := _runs(found, name, cell, length))]
+            solved = [run["length"] for run in runs if run["solved_after"]]
+            others = [run["length"] for run in runs if not run["solved_after"]]
+            if not runs:
+                continue
+            if not solved:
+                said.append(f"{name} solved at no length")
+            else:
+                rest = f", not at {_listed(others)}" if others else ""
+                said.append(f"{name} solved at {_listed(solved)}{rest}")
+        lines.append(f"- {cell.label}: {'; '.join(said) if said else 'not run'}.")
+    return "\n".join(lines)
+
+
+def _listed(lengths: list[int]) -> str:
+    """Lengths in words."""
+    head = ", ".join(map(str, lengths[:-1]))
+    return f"{head} and {lengths[-1]} steps" if head else f"{lengths[-1]} steps"
 
 
 def _missing(found: Findings) -> str:
