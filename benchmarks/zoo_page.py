@@ -46,7 +46,7 @@ def page(zoo: Path = ZOO, evaluated: Path = ROOT / "docs" / "zoo") -> str:
         int8 = f"{float(card.int8):.4g}" if card.int8 else "no: see the card"
         rows.append("| " + " | ".join([*cells, f"{megabytes:.1f}", int8]) + " |")
         licences.append(f"| {manifest.name} | {manifest.data} | {manifest.licence} |")
-    return _HEAD + "\n".join(rows) + "\n" + sections(evaluated) + _TAIL + "\n".join(licences) + "\n"
+    return _HEAD + "\n".join(rows) + "\n" + _TAIL + "\n".join(licences) + "\n" + sections(evaluated)
 
 
 if __name__ == "__main__":
