@@ -22,8 +22,8 @@ int8 is the first measure of the `--precision int8` form.
 |---|---|---|---|---|---|---|---|---|
 """
 _TAIL = """
-MB: all files of the folder. ms a step: one step of one row in ONNX Runtime on one thread, in the hour of the export, on
-a shared machine: compare loosely.
+MB: all files of the folder; weights are stored at half precision and computed with in float32. ms a step: one step of
+one row in ONNX Runtime on one thread, the fastest of many runs on a shared machine: compare loosely.
 
 ## Licences
 
