@@ -127,5 +127,5 @@ class Certificates:
         from cellar_server.transport import _native
 
         pems = self.pems
-        self._given.append(_native.Certificates(pems.chain, pems.key, pems.client_ca, pems.asks_for_certificates))
+        self._given.append(_native.Certificates(pems.chain, pems.key, pems.client_ca))
         return self._given[-1]

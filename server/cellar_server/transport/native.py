@@ -9,180 +9,24 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-import time
-from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
-from typing import Any, NoReturn
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import grpc
-from cellar_proto.v1.reason_pb2 import Error, Reason
 
 from cellar_server.transport import _native  # type: ignore[attr-defined]
 from cellar_server.transport.base import OPTIONS
+from cellar_server.transport.native_call import DONE, OPEN, ROWS, Metadata, NativeCall, run
 
 log = logging.getLogger("cellar_server.transport")
 
 Bell = _native.Bell
+End = _native.End
 
-# The kinds of event, and how a method's requests come in, as in transport.h.
-OPEN, MESSAGE, HALF_CLOSE, WRITTEN, DONE, ROWS = range(6)
+# How a method's requests come in, as in incoming.h.
 STREAM, SINGLE, STEP, PREDICT = range(4)
 # The lane of unary calls; streams are given others.
 UNARY = 0
-
-EOF = grpc.aio.EOF
-Metadata = Sequence[tuple[str, str | bytes]]
-
-
-class NativeCall:
-    """One RPC: what a handler sees of it, as a grpc.aio.ServicerContext. Use on the event loop only."""
-
-    def __init__(self, transport: Any, event: tuple[Any, ...]) -> None:
-        _, self.number, _, _, self.method, self._peer, metadata, identity, left_s = event
-        self._transport = transport
-        self._metadata = tuple(
-            (key, value if key.endswith("-bin") else value.decode("latin-1")) for key, value in metadata
-        )
-        self._identity: dict[str, list[bytes]] = {}
-        for key, value in identity:
-            self._identity.setdefault(key, []).append(value)
-        self._deadline = None if left_s < 0 else time.monotonic() + left_s
-        self._messages: deque[bytes] = deque()
-        self._is_half_closed = False
-        self._reader: asyncio.Future[None] | None = None
-        self._writers: deque[asyncio.Future[None]] = deque()
-        self._trailing: Metadata = ()
-        self._code, self._details = grpc.StatusCode.OK, ""
-        self._is_finished = self._is_cancelled = False
-        self._has_lane = False
-        self.task: asyncio.Task[None] | None = None
-        self.deserialize: Callable[[bytes], Any] = bytes
-        self.serialize: Callable[[Any], bytes] = bytes
-
-    # -- what it is ----------------------------------------------------------------------------------------------
-
-    def invocation_metadata(self) -> Metadata:
-        return self._metadata
-
-    def time_remaining(self) -> float | None:
-        return None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
-
-    def peer(self) -> str:
-        return self._peer
-
-    def auth_context(self) -> dict[str, list[bytes]]:
-        return self._identity
-
-    def cancelled(self) -> bool:
-        return self._is_cancelled
-
-    def done(self) -> bool:
-        return self._is_finished or self._is_cancelled
-
-    # -- messages ------------------------------------------------------------------------------------------------
-
-    async def read(self) -> Any:
-        """The next message, or EOF."""
-        while not self._messages:
-            if self._is_half_closed:
-                return EOF
-            if not self._has_lane:
-                self._transport.read(self.number)
-            self._reader = asyncio.get_running_loop().create_future()
-            await self._reader
-        return self.parse(self._messages.popleft())
-
-    def parse(self, message: bytes) -> Any:
-        """A request; ends the call with INVALID_REQUEST where it is none."""
-        try:
-            return self.deserialize(message)
-        except Exception:
-            self._refuse("the message cannot be parsed")
-
-    def _refuse(self, what: str) -> NoReturn:
-        error = Error(reason=Reason.INVALID_REQUEST, message=what)
-        self.finish(grpc.StatusCode.INVALID_ARGUMENT, what, (("cellar-error-bin", error.SerializeToString()),))
-        raise grpc.aio.AbortError(what)
-
-    async def requests(self) -> AsyncIterator[Any]:
-        """Messages until their end."""
-        while (message := await self.read()) is not EOF:
-            yield message
-
-    async def write(self, message: Any) -> None:
-        """Sends a message; returns when the transport took it in, so a slow reader makes its writer wait."""
-        written: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        if self.done() or not self._transport.write(self.number, self.serialize(message), 0, True):
-            raise asyncio.CancelledError
-        self._writers.append(written)
-        await written
-
-    async def send_initial_metadata(self, initial_metadata: Metadata) -> None:
-        raise NotImplementedError("initial metadata are sent with the first message")
-
-    def set_trailing_metadata(self, trailing_metadata: Metadata) -> None:
-        self._trailing = trailing_metadata
-
-    def trailing_metadata(self) -> Metadata:
-        return self._trailing
-
-    def set_code(self, code: grpc.StatusCode) -> None:
-        self._code = code
-
-    def set_details(self, details: str) -> None:
-        self._details = details
-
-    def code(self) -> grpc.StatusCode:
-        return self._code
-
-    def details(self) -> str:
-        return self._details
-
-    async def abort(self, code: grpc.StatusCode, details: str = "", trailing_metadata: Metadata = ()) -> NoReturn:
-        self.finish(code, details, trailing_metadata or self._trailing)
-        raise grpc.aio.AbortError(details)
-
-    def finish(
-        self, code: grpc.StatusCode, details: str, trailing: Metadata = (), message: bytes | None = None
-    ) -> None:
-        """Ends the call, once."""
-        if self._is_finished:
-            return
-        self._is_finished = True
-        pairs = [(key, value if isinstance(value, bytes) else value.encode()) for key, value in trailing]
-        self._transport.finish(self.number, message, code.value[0], details, pairs)
-
-    # -- a stream of rows ----------------------------------------------------------------------------------------
-
-    def open_lane(self, lane: int, stream: int, window: int) -> None:
-        """Frames of one row come in a lane from now on, with the stream's number, and `read` gives the others. Each of
-        these must be settled."""
-        self._has_lane = True
-        self._transport.open_lane(self.number, lane, stream, window)
-
-    def settle(self, messages: int, rows: int = 0) -> None:
-        """So many messages that `read` gave, or rows that were not answered as rows, are dealt with."""
-        if self._has_lane:
-            self._transport.settle(self.number, messages, rows)
-
-    # -- events, from the transport ------------------------------------------------------------------------------
-
-    def receive(self, kind: int, message: bytes | None, is_ok: bool) -> None:
-        if kind == MESSAGE:
-            assert message is not None
-            self._messages.append(message)
-            _wake(self._reader)
-        elif kind == HALF_CLOSE:
-            self._is_half_closed = True
-            _wake(self._reader)
-        elif kind == WRITTEN and self._writers:
-            _wake(self._writers.popleft())
-        elif kind == DONE:
-            self._is_cancelled = not is_ok
-            self._is_half_closed = True  # nothing more comes, whoever ended it
-            _wake(self._reader)
-            if not is_ok and self.task is not None:
-                self.task.cancel()
 
 
 class NativeServer:
@@ -271,7 +115,7 @@ class NativeServer:
     def _take(self, loop: asyncio.AbstractEventLoop) -> None:
         """Hands over what comes, in its order: rows to their lanes, the rest to the event loop."""
         take, takers = self.transport.take, self._takers
-        while (events := take()) is not None:
+        while events := take():  # none: it has ended
             others = []
             for event in events:
                 if event[0] != ROWS:
@@ -289,7 +133,7 @@ class NativeServer:
         for event in events:
             kind, number = event[0], event[1]
             if kind == OPEN:
-                call = calls[number] = NativeCall(self.transport, event)
+                call = calls[number] = NativeCall(self.transport, number, event[4])
                 call.task = asyncio.ensure_future(self._serve(call, event[3] if event[2] else None))
                 # not at the end of the task: one that is cancelled before its first step never gets there
                 call.task.add_done_callback(lambda _, number=number: calls.pop(number))
@@ -308,7 +152,7 @@ class NativeServer:
             if handler is None:
                 call.finish(grpc.StatusCode.UNIMPLEMENTED, f"there is no method {call.method}")
                 return
-            await _run(handler, call, request)
+            await run(handler, call, request)
         except grpc.aio.AbortError:
             pass
         except asyncio.CancelledError:
@@ -343,35 +187,3 @@ def _wrapped(interceptor: Any, continuation: Any) -> Any:
         return await interceptor.intercept_service(continuation, details)
 
     return intercept
-
-
-async def _run(handler: grpc.RpcMethodHandler, call: NativeCall, request: bytes | None) -> None:
-    """Runs a handler of any kind to the end of its call."""
-    call.deserialize = handler.request_deserializer or bytes
-    call.serialize = handler.response_serializer or bytes
-    given: Any
-    if handler.request_streaming:
-        given = call.requests()
-    elif request is not None:
-        given = call.parse(request)
-    else:
-        call.finish(grpc.StatusCode.INVALID_ARGUMENT, "the call brought no message")
-        return
-    name = f"{'stream' if handler.request_streaming else 'unary'}_{'stream' if handler.response_streaming else 'unary'}"
-    result = getattr(handler, name)(given, call)
-    last = None
-    if hasattr(result, "__aiter__"):
-        async for message in result:
-            await call.write(message)
-    else:
-        answer = await result
-        if not handler.response_streaming:
-            last = call.serialize(answer)
-    call.finish(
-        call.code(), call.details(), call.trailing_metadata(), last if call.code() is grpc.StatusCode.OK else None
-    )
-
-
-def _wake(waiter: asyncio.Future[None] | None) -> None:
-    if waiter is not None and not waiter.done():
-        waiter.set_result(None)
