@@ -18,8 +18,8 @@ struct End {
   std::vector<std::pair<std::string, std::string>> trailing = {};
 };
 
-// What gRPC hands back to the poller when an operation of a call is over, and what is to be done then. It keeps the call
-// alive until then.
+// What gRPC hands back to the poller when an operation of a call is over, and what is to be done then. It keeps the
+// call alive until then.
 struct Operation {
   std::function<void(bool ok)> then;
   std::shared_ptr<Call> call = {};
@@ -61,8 +61,8 @@ class Call : public std::enable_shared_from_this<Call> {
     incoming_.post({Kind::kOpen, number(), true, message, shared_from_this()});
   }
 
-  // So many messages of the call that did not come as rows, or rows that were not answered as rows, are done with. While
-  // there are messages that are not, none comes as a row: it could overtake them.
+  // So many messages of the call that did not come as rows, or rows that were not answered as rows, are done with.
+  // While there are messages that are not, none comes as a row: it could overtake them.
   void settle(int messages, int rows) {
     std::lock_guard guard(lock_);
     num_messages_ -= messages;
@@ -178,7 +178,9 @@ class Call : public std::enable_shared_from_this<Call> {
       // a message that is no row may name the sessions of rows behind it: these wait until it was dealt with
       if (!window_ || num_messages_ || !read_frame(message, &row)) return false;
     } else {
-      if (style() == Style::kSingle || !(style() == Style::kStep ? read_step : read_predict)(message, &row)) return false;
+      if (style() == Style::kSingle) return false;
+      const bool is_row = style() == Style::kStep ? read_step(message, &row) : read_predict(message, &row);
+      if (!is_row) return false;
       deadline_s = this->deadline_s();
     }
     if (row.timeout_ms) deadline_s = std::min(deadline_s, now_s() + 1e-3 * static_cast<double>(row.timeout_ms));

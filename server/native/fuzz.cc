@@ -7,7 +7,7 @@ using namespace cellar;
 
 static void check(std::string_view message, const Row& row, bool is_row) {
   if (!is_row) return;
-  for (const std::string_view view : {row.data, row.id}) {
+  for (const std::string_view view : {row.data, row.shape, row.tensor, row.handles, row.id, row.model}) {
     if (view.empty()) continue;
     if (view.data() < message.data() || view.data() + view.size() > message.data() + message.size()) std::abort();
   }

@@ -70,8 +70,8 @@ struct Source {
   Style style = Style::kStream;
   uint64_t number = 0, stream = 0, lane = kUnary;
   std::string caller;
-  // Incoming's own, under its lock: the last batch of the lane that took a row of the call, and which of its Rows; later
-  // rows go there or behind.
+  // Incoming's own, under its lock: the last batch of the lane that took a row of the call, and which of its Rows;
+  // later rows go there or behind.
   uint64_t batch = 0;
   size_t place = 0;
 };
@@ -171,7 +171,7 @@ class Incoming {
     std::shared_ptr<Bell> bell;
   };
 
-  // The Rows that a row joins: a call's rows keep their order, and of those that it may join the last few are looked at.
+  // The Rows that a row joins: a call's rows keep their order; of those that it may join, the last few are looked at.
   Rows& place(Lane& lane, Source& source, const Row& row) {
     auto& groups = lane.rows;
     const size_t first = source.batch == lane.batch ? source.place : 0;

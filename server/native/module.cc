@@ -85,7 +85,8 @@ class Certificates : public grpc::ServerCredentials {
 
 template <typename Pair>
 py::tuple pair_of(const Pair& pair) {
-  return py::make_tuple(py::str(pair.first.data(), pair.first.size()), py::bytes(pair.second.data(), pair.second.size()));
+  const auto& [key, value] = pair;
+  return py::make_tuple(py::str(key.data(), key.size()), py::bytes(value.data(), value.size()));
 }
 
 // (kind, number, ok, message, about); of a call that opens, about: (method, peer, deadline_s, metadata, identity), the

@@ -1,5 +1,6 @@
-// Streams and unary calls opened, used and cut at random points: `stress CALLS THREADS SEED`. A thread plays the server's
-// part (lanes, answers, half-closes), others are callers. Ends with 0 where nothing is left over; run it under sanitizers.
+// Streams and unary calls opened, used and cut at random points: `stress CALLS THREADS SEED`. A thread plays the
+// server's part (lanes, answers, half-closes), others are callers. Ends with 0 where nothing is left over; run it under
+// sanitizers.
 #include <grpcpp/generic/generic_stub.h>
 #include <unistd.h>
 
@@ -104,7 +105,7 @@ void serve(Transport& transport) {
         call->settle(1, 0);
       } else if (event.kind == Kind::kHalfClose) {
         call->finish({}, {});
-      } else if (event.kind == Kind::kOpen && call->style() == Style::kStream && call->context().method() == kStreamMethod) {
+      } else if (event.kind == Kind::kOpen && call->context().method() == kStreamMethod) {
         call->open_lane(1 + event.number % 3, event.number, 4);
         call->settle(1, 0);
       } else if (event.kind == Kind::kOpen) {

@@ -1,8 +1,8 @@
 // A gRPC server that hands a batch of events in and takes a batch of answers out. Knows no model, session or engine.
 //
 // Threads: one poller drives gRPC's completion queue, one writer makes and sends answers that come many at once; any
-// thread may call what is public. A call's lock may be held when one of Incoming's or of the transport's is taken, and no
-// other order is: these are leaves.
+// thread may call what is public. A call's lock may be held when Incoming's or one of the transport's is taken; these
+// are leaves: no other is taken while one of them is held.
 #pragma once
 
 #include <map>
@@ -31,7 +31,10 @@ class Transport {
     queue_ = builder_.AddCompletionQueue();
   }
 
-  ~Transport() { shutdown(0.0); }
+  ~Transport() {
+    shutdown(0.0);
+    incoming.take();  // calls that nobody took end before gRPC does
+  }
 
   // Before `start`, as what follows.
   void add_method(const std::string& path, Style style) { methods_[path] = style; }
