@@ -55,10 +55,22 @@ class _Emissions:
     """The replies of one generation, in order."""
 
     def __init__(self) -> None:
-        self.queue: asyncio.Queue[GenerateReply] = asyncio.Queue()
+        self._queue: asyncio.Queue[GenerateReply] = asyncio.Queue()
+        self._held: GenerateReply | None = None
 
     def receive(self, reply: GenerateReply) -> None:
-        self.queue.put_nowait(reply)
+        self._queue.put_nowait(reply)
+
+    async def take(self, *, joins: bool) -> GenerateReply:
+        """The next reply; joins: with those that came behind it meanwhile, up to an error."""
+        reply, self._held = self._held or await self._queue.get(), None
+        while joins and not self._queue.empty() and reply.error is None:
+            following = self._queue.get_nowait()
+            if following.error is not None:
+                self._held = following
+                break
+            reply.join(following)
+        return reply
 
 
 def earlier(deadline_s: float, timeout_ms: int) -> float:
@@ -110,23 +122,27 @@ async def generate(
     deadline_s: float = 0.0,
     num_alternatives: int = 0,
     next_id: int | None = None,
+    joins: bool = False,
 ) -> AsyncIterator[GenerateReply]:
     """The replies of one generation, the last with `finish`; CellarError. Closing it drops what is left; the engine is
-    never more than CREDITS emissions ahead."""
-    emissions, is_over = _Emissions(), False
+    never more than CREDITS emissions ahead. joins: emissions that came while the reader was busy are one reply."""
+    emissions, is_over, taken = _Emissions(), False, 0
     made = GenerateRequest(emissions, text, condition, options, session_id, position, deadline_s, CREDITS)
     made.caller, made.timing = CALLER.get(), TIMING.get()
     made.num_alternatives, made.next_id = num_alternatives, next_id
     engine.post(made)
     try:
         while not is_over:
-            reply = await emissions.queue.get()
+            reply = await emissions.take(joins=joins)
             is_over = bool(reply.finish) or reply.error is not None
             if reply.error is not None:
                 raise reply.error
             yield reply
-            if reply.ids and not is_over:
-                engine.post(Credit(emissions, len(reply.ids)))
+            taken += len(reply.ids)
+            # many at once: most generations end before the engine has to be told
+            if taken >= CREDITS // 2 and not is_over:
+                engine.post(Credit(emissions, taken))
+                taken = 0
     finally:
         if not is_over:
             engine.post(Cancel(emissions))

@@ -156,6 +156,8 @@ class Inference(inference_pb2_grpc.InferenceServicer):
                     deadline_s=_deadline(context, request.timeout_ms),
                     num_alternatives=request.num_alternatives,
                     next_id=request.next_id if request.HasField("next_id") else None,
+                    # alternatives are those of a message's last step: who asks for them wants each step's
+                    joins=not request.num_alternatives,
                 )
                 async with aclosing(replies):
                     async for reply in replies:

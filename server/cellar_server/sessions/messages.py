@@ -297,6 +297,13 @@ class GenerateReply:
     error: CellarError | None = None
     alternatives: Alternatives | None = None
 
+    def join(self, following: GenerateReply) -> None:
+        """Takes in the emissions that come next, and how the generation stands after them."""
+        self.ids += following.ids
+        self.log_probabilities += following.log_probabilities
+        self.text += following.text
+        self.finish, self.alternatives = following.finish, following.alternatives
+
 
 @dataclass(slots=True)
 class CallReply:
