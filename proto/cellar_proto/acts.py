@@ -6,11 +6,13 @@ Shared by the exporter, which trains on the features, and the server, which make
 from __future__ import annotations
 
 import re
+from collections import Counter
 
 _ACT = re.compile(r"\s*([A-Za-z_?][\w?]*)\s*\((.*)\)\s*", re.DOTALL)
 _SLOT = re.compile(r"\s*([A-Za-z_]\w*)\s*(?:=\s*(?:'(.*?)'|\"(.*?)\"|([^;'\"][^;]*|)))?\s*(;|$)", re.DOTALL)
 # Values that say something about a slot instead of filling it.
 SPECIAL_VALUES = frozenset({"dontcare", "none", "yes", "no", "?", ""})
+_SPELLINGS = {"dont_care": "dontcare", "true": "yes", "false": "no"}
 
 
 def parse(text: str) -> tuple[str, list[tuple[str, str]]]:
@@ -32,26 +34,36 @@ def parse(text: str) -> tuple[str, list[tuple[str, str]]]:
     return act, slots
 
 
+def special(value: str) -> str | None:
+    """The special value that a value is, however it is spelt; None where it fills its slot."""
+    value = _SPELLINGS.get(value.lower(), value.lower())
+    return value if value in SPECIAL_VALUES else None
+
+
 def features(text: str, copied_slots: frozenset[str], closed_slots: frozenset[str]) -> tuple[list[str], dict[str, str]]:
     """Names of the features of an act, and the values that placeholder tokens stand for.
 
     "act=inform"; "slot=name" and "slot=name#2" for filled copied slots, whose values are returned by `<name>`,
-    `<name#2>`; "slot=food:dontcare" for special values and for all values of closed slots. ValueError for a slot that
-    is neither copied nor closed, and for text that is no dialogue act.
+    `<name#2>`; "slot=food:dontcare" for special values and for all values of closed slots, "slot=kids#2:no" for a
+    second one. ValueError for a slot that is neither copied nor closed, and for text that is no dialogue act.
     """
     act, slots = parse(text)
     names = [f"act={act}"]
     values: dict[str, str] = {}
-    seen: dict[str, int] = {}
+    seen: Counter[tuple[str, bool]] = Counter()
     for slot, value in slots:
         if slot not in copied_slots and slot not in closed_slots:
             known = ", ".join(sorted(copied_slots | closed_slots))
             raise ValueError(f"slot {slot!r} is not among {known}")
-        if slot in closed_slots or value.lower() in SPECIAL_VALUES:
-            names.append(f"slot={slot}:{value.lower()}")
-            continue
-        seen[slot] = seen.get(slot, 0) + 1
-        suffix = "" if seen[slot] == 1 else f"#{seen[slot]}"
-        names.append(f"slot={slot}{suffix}")
-        values[f"<{slot}{suffix}>"] = value
+        told = special(value)
+        if told is None and slot in closed_slots:
+            told = value.lower()
+        seen[slot, told is None] += 1
+        number = seen[slot, told is None]
+        slot += f"#{number}" if number > 1 else ""
+        if told is None:
+            names.append(f"slot={slot}")
+            values[f"<{slot}>"] = value
+        else:
+            names.append(f"slot={slot}:{told}")
     return names, values

@@ -4,6 +4,7 @@ import threading
 
 import cellar_client
 import numpy as np
+from cellar_proto.acts import parse, special
 
 from benchmarks import samples
 
@@ -42,6 +43,17 @@ def test_predict_many_of_mixed_lengths_equals_one_by_one(client):
 
 def text_of(client: cellar_client.Client, act: str, seed: int) -> str:
     return "".join(token.text for token in client.generate("describe", act, seed=seed, temperature=0.9))
+
+
+def test_acts_of_every_domain_say_all_their_values(client):
+    acts = samples.acts()
+    assert {dict(parse(act)[1])["domain"] for act in acts} == {"restaurant", "hotel", "laptop", "tv"}
+    for act in acts:
+        text = "".join(token.text for token in client.generate("describe", act))
+        assert text
+        assert "<" not in text
+        for slot, value in parse(act)[1]:
+            assert slot == "domain" or special(value) is not None or value in text, (act, text)
 
 
 def test_same_seed_gives_the_same_text_beside_twenty_others(client, server):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 import shutil
 from pathlib import Path
@@ -175,34 +174,6 @@ def test_a_missing_data_set_says_where_to_get_it(tmp_path: Path, capsys: pytest.
 def test_what_has_no_lesser_form_is_not_ablated(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["ablate", "digits"]) == 1
     assert "digits has no lesser form" in capsys.readouterr().err
-
-
-def test_bleu_of_known_sentences() -> None:
-    same = ["the", "cat", "sat", "on", "the", "mat"]
-    assert describe.corpus_bleu([same], [[same, ["a"]]]) == pytest.approx(1.0)
-    assert describe.corpus_bleu([["no", "word", "in", "common"]], [[same]]) == 0.0
-    short = describe.corpus_bleu([same[:5]], [[same]])
-    assert short == pytest.approx(float(np.exp(1 - 6 / 5)))
-
-
-def test_sentences_lose_and_regain_their_values() -> None:
-    values = {"<name>": "Bar Tartine", "<food>": "thai"}
-    words = describe.delexicalise("bar tartine serves thai food", values)
-    assert words == ["<name>", "serves", "<food>", "food"]
-    assert describe.lexicalise(words, values) == "Bar Tartine serves thai food"
-
-
-@pytest.mark.skipif(
-    not (Path(os.environ.get("CELLAR_DATA", "data")) / "nlg_rnnlg").is_dir(), reason="CELLAR_DATA holds no nlg_rnnlg"
-)
-def test_every_act_of_the_data_is_read() -> None:
-    data = Path(os.environ.get("CELLAR_DATA", "data"))
-    network = describe.build(data)
-    counts = [len(describe.load(data, split)) for split in ("train", "valid", "test")]
-    assert counts == [3114, 1039, 1039]
-    for act, _ in describe.load(data, "test"):
-        vector, _ = network.condition(act)
-        assert vector.sum() >= 1
 
 
 def test_verify_fails_for_a_swapped_state(tmp_path: Path) -> None:

@@ -147,7 +147,10 @@ def test_bytes_that_are_no_text(codec: TextCodec, data: bytes, end: bool) -> Non
 @pytest.fixture
 def acts() -> DialogueActCodec:
     spec = manifest_pb2.DialogueActCodec(
-        features=["act=inform", "slot=name", "slot=name#2", "slot=food", "slot=kids:yes", "slot=food:dontcare"],
+        features=[
+            *("act=inform", "slot=name", "slot=name#2", "slot=food"),
+            *("slot=kids:yes", "slot=food:dontcare", "slot=kids#2:no"),
+        ],
         copied_slots=["name", "food"],
         closed_slots=["kids"],
     )
@@ -156,9 +159,18 @@ def acts() -> DialogueActCodec:
 
 def test_an_act_becomes_features_and_values(acts: DialogueActCodec) -> None:
     vector, values = acts.read(b"inform(name='Joe's; bar';name=B;kids=yes)")
-    assert vector.tolist() == [1, 1, 1, 0, 1, 0]
+    assert vector.tolist() == [1, 1, 1, 0, 1, 0, 0]
     assert values == {"<name>": "Joe's; bar", "<name#2>": "B"}
-    assert acts.read(b"inform(food=dontcare)")[0].tolist() == [1, 0, 0, 0, 0, 1]
+    for spelt in (b"dontcare", b"dont_care", b"'DontCare'"):
+        assert acts.read(b"inform(food=" + spelt + b")")[0].tolist() == [1, 0, 0, 0, 0, 1, 0]
+
+
+@pytest.mark.parametrize("text", [b"inform(kids=yes;kids=no)", b"inform(kids=true;name=A;kids='false')"])
+def test_the_second_of_a_slot_is_another_feature(acts: DialogueActCodec, text: bytes) -> None:
+    vector, _ = acts.read(text)
+    assert vector[[4, 6]].tolist() == [1, 1]
+    with pytest.raises(CellarError, match="kids#2 = yes"):
+        acts.read(b"inform(kids=no;kids=yes)".replace(b"kids=no", b"kids=yes"))
 
 
 @pytest.mark.parametrize(
