@@ -29,6 +29,7 @@ from cellar_models.caption_data import (
     mixed,
     true_sentences,
 )
+from cellar_models.caption_judges import of_fixed_sentences, of_other_scenes, shares
 from cellar_models.network import Network
 from cellar_models.recurrent import Recurrent
 from cellar_models.training import Result, Trainer
@@ -230,12 +231,6 @@ def generate(network: Caption, pictures: np.ndarray) -> list[str]:
     return [" ".join(words) for words in made]
 
 
-def shares(sentences: list[str], test: list[scenes.Scene]) -> tuple[float, float]:
-    """The share of sentences that can be judged, and of all of them the share that is true of its scene."""
-    found = [scenes.is_true(sentence, scene) for sentence, scene in zip(sentences, test, strict=True)]
-    return float(np.mean([each is not None for each in found])), float(np.mean([each is True for each in found]))
-
-
 # The same network, data and seed with every picture black, in training too (`cellar-models ablate caption` trains
 # it): it always says "there is a box with a yellow circle and a blue circle", which is true of this share of test.
 TRAINED_BLIND = 0.0702
@@ -249,21 +244,9 @@ def evaluate(network: Caption, data: Path, num_mixed: int = 1000) -> Result:
     pictures = np.stack([each.picture for each in parts["test"]])
     said = generate(network, pictures)
     judged, ours = shares(said, test)
-    # the picture of a scene of the same kind: the blind network knows that much, and the words, and nothing else
-    rng = np.random.default_rng(SPLIT_SEED)
-    blind = np.arange(len(test))
-    for kind in (True, False):
-        rows = np.flatnonzero([scenes.is_towers(scene) == kind for scene in test])
-        order = rng.permutation(rows)
-        blind[order] = np.roll(order, 1)
-    _, unseen = shares([said[i] for i in blind], test)
+    unseen = of_other_scenes(said, test)
     black = generate(network, np.zeros_like(pictures))
-    counts = Counter(each.sentence for each in parts["train"] if scenes.meaning(each.sentence) is not None)
-    frequent = [sentence for sentence, _ in counts.most_common(10)]
-    most = [shares([sentence] * len(test), test)[1] for sentence in frequent]
-    sentences = sorted(counts)
-    on_train = true_sentences([each.scene for each in parts["train"]], sentences).mean(axis=0)
-    safest = sentences[int(on_train.argmax())]
+    fixed = of_fixed_sentences(parts["train"], test)
     others = mixed(parts["test"], num_mixed, np.random.default_rng(SPLIT_SEED))
     on_mixed = shares(
         [
@@ -280,16 +263,16 @@ def evaluate(network: Caption, data: Path, num_mixed: int = 1000) -> Result:
             "the same sentences, each of another scene of its kind": unseen,
             "the same network trained blind": TRAINED_BLIND,
             "the network with a black picture": shares(black, test)[1],
-            "the most frequent sentence": most[0],
-            "the ten most frequent, mean": float(np.mean(most)),
-            "the sentence that is true most often in train": shares([safest] * len(test), test)[1],
+            "the most frequent sentence": fixed.frequent[0],
+            "the ten most frequent, mean": float(np.mean(fixed.frequent)),
+            "the sentence that is true most often in train": fixed.of_safest,
         },
         unit=f"shares of {len(test)} test scenes",
-        is_better=ours > max(unseen, TRAINED_BLIND, *most),
+        is_better=ours > max(unseen, TRAINED_BLIND, *fixed.frequent),
         notes=(
             "A tenth of the sentences, with their scenes, is test, another validation (seed "
             f"{SPLIT_SEED}); what can only be judged by guess counts as not true. A bare number means exactly so many, "
-            f'"a" at least one. "{safest}" is the sentence that is true most often in train, and says the least. '
+            f'"a" at least one. "{fixed.safest}" is the sentence that is true most often in train, and says the least. '
             "No caption figure is published for these data."
         ),
         more={
