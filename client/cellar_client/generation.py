@@ -53,6 +53,7 @@ class GenerationBook:
         self._patience = Patience(timeout_s, num_servers)
         self._was_broken = False
         self._is_chosen = request.HasField("next_id")  # what it emits follows from more than its condition
+        self._wants_alternatives = bool(request.num_alternatives)
         self.text = ""
         self.seed: int | None = None
         self.finish = ""
@@ -79,7 +80,7 @@ class GenerationBook:
         self.seed = response.seed
         if response.finish:
             self.finish = FinishReason.Name(response.finish).removeprefix("FINISH_").lower()
-        if response.HasField("alternatives"):
+        if self._wants_alternatives and response.HasField("alternatives"):
             others = response.alternatives
             self.alternatives = list(zip(others.ids, others.log_probabilities, strict=True))
         n = len(response.ids)
@@ -96,6 +97,8 @@ class GenerationBook:
 
     def _pause_s(self, error: CellarError) -> float:
         """How long to wait before the call is made again, which the request is ready for then; or the error."""
+        # with alternatives each emission is a message of its own, so that no message is half held and half new
+        self._request.num_alternatives = self._request.num_alternatives or 1
         if isinstance(error, SessionNotFound) and self._was_broken and not self._is_chosen:
             self._request.position = 0  # a server without a store was started again
             return 0.0

@@ -14,6 +14,32 @@ from cellar_proto.v1.inference_pb2 import GenerateRequest, GenerateResponse
 from cellar_proto.v1.sampling_pb2 import FINISH_END
 
 
+class Joining(inference_pb2_grpc.InferenceServicer):
+    """Says "a", "b", "c": one by one where alternatives are asked for, else in one message, but breaks the first call
+    behind "a"."""
+
+    def __init__(self) -> None:
+        self.requests: list[GenerateRequest] = []
+
+    def Generate(self, request: GenerateRequest, context: grpc.ServicerContext) -> Iterator[GenerateResponse]:
+        self.requests.append(request)
+        is_first = len(self.requests) == 1
+        cuts = [(0, 1)] if is_first else [(0, 1), (1, 2), (2, 3)] if request.num_alternatives else [(0, 3)]
+        for low, high in cuts:
+            response = GenerateResponse(
+                ids=range(low, high), text=b"abc"[low:high], log_probabilities=[-1.0] * (high - low), position=low
+            )
+            response.seed = 77
+            if request.num_alternatives:
+                response.alternatives.ids.append(low)
+                response.alternatives.log_probabilities.append(-1.0)
+            if high == 3:
+                response.finish = FINISH_END
+            yield response
+        if is_first:
+            context.abort(grpc.StatusCode.UNAVAILABLE, "broken")
+
+
 class Breaking(inference_pb2_grpc.InferenceServicer):
     """Says "a", "b", "c", and breaks each call behind as many emissions as it was told."""
 
@@ -96,3 +122,18 @@ async def test_a_closed_one_that_is_awaited_says_so(breaking: tuple[str, Breakin
         with pytest.raises(cellar_client.errors.Cancelled):
             await anext(generation)
     assert (generation.id, generation.is_ended) == ("", False)
+
+
+def test_what_is_held_is_not_told_again_where_messages_join_emissions() -> None:
+    server, servicer = grpc.server(futures.ThreadPoolExecutor(2)), Joining()
+    inference_pb2_grpc.add_InferenceServicer_to_server(servicer, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    try:
+        with Client(f"127.0.0.1:{port}") as client:
+            generation = client.generate("m", "x")
+            assert [token.id for token in generation] == [0, 1, 2]
+            assert (generation.text, generation.finish, generation.alternatives) == ("abc", "end", [])
+    finally:
+        server.stop(0).wait()
+    assert [request.num_alternatives for request in servicer.requests] == [0, 1]
