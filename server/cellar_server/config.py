@@ -267,11 +267,12 @@ def _parser() -> argparse.ArgumentParser:
         parser.add_argument(flag, dest="action", action="store_const", const=action, help=help)
     for each in dataclasses.fields(Config):
         if "table" not in each.metadata:
+            how: dict[str, Any] = {"nargs": "?", "const": "true"} if isinstance(each.default, bool) else {}
             parser.add_argument(
                 "--" + each.name.replace("_", "-"),
                 help=f"{each.metadata['help']} (default {each.default})".replace("%", "%%"),
                 metavar=each.name.upper(),
-                **({"nargs": "?", "const": "true"} if isinstance(each.default, bool) else {}),
+                **how,
             )
     return parser
 
@@ -294,7 +295,7 @@ def _read_file(path: str) -> tuple[dict[str, Any], dict[str, str]]:
     return values, dict.fromkeys(found, path)
 
 
-def _convert(name: str, text: str, kind: type) -> Any:
+def _convert(name: str, text: str, kind: type[Any]) -> Any:
     try:
         if kind is bool:
             return {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}[text.lower()]

@@ -116,7 +116,7 @@ class Server:
         inference_pb2_grpc.add_InferenceServicer_to_server(inference, server)
         sessions_pb2_grpc.add_SessionsServicer_to_server(SessionsFront(self.registry), server)
         models_pb2_grpc.add_ModelsServicer_to_server(ModelsFront(self.registry, self), server)
-        health_pb2_grpc.add_HealthServicer_to_server(self.health, server)
+        health_pb2_grpc.add_HealthServicer_to_server(self.health, server)  # type: ignore[arg-type]
         open_inference.add_to(server)
         names = [*SERVICES, oip.SERVICE.full_name, health.SERVICE_NAME, reflection.SERVICE_NAME]
         if self.config.channelz:
@@ -182,7 +182,7 @@ class Server:
 
     def _deliver(self, loop: asyncio.AbstractEventLoop, engine: Engine, replies: list[Reply]) -> None:
         """An engine's replies on their way, on its thread: those to rows go straight to the transport."""
-        others = []
+        others: list[Reply] = []
         for reply in replies:
             if isinstance(reply, RowsReply):
                 reply.to.send(reply)

@@ -237,7 +237,8 @@ def _try_out(manifest: Manifest, runtime: Runtime) -> None:
 def _codecs(
     manifest: Manifest, folder: Path
 ) -> tuple[TextCodec | None, DialogueActCodec | NameCodec | None, Vocabulary | None, PcmCodec | None, TextCodec | None]:
-    text = condition = vocabulary = pcm = source = None
+    text = vocabulary = pcm = source = None
+    condition: DialogueActCodec | NameCodec | None = None
     if manifest.position_unit == PositionUnit.SAMPLES:
         shape = list(manifest.input.shape)
         if manifest.input.dtype != DataType.INT16 or len(shape) != 1 or not 0 < shape[0] <= MAX_FRAME_SAMPLES:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from contextvars import ContextVar
 from typing import Any
 
@@ -16,11 +16,11 @@ from cellar_server.sessions.messages import (
     CallReply,
     Cancel,
     Credit,
+    FrameReply,
     GenerateReply,
     GenerateRequest,
     PredictReply,
     PredictRequest,
-    Reply,
     StepRequest,
 )
 from cellar_server.sessions.timing import Timing
@@ -39,7 +39,7 @@ class Pending:
     def __init__(self) -> None:
         self.future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
 
-    def receive(self, reply: Reply) -> None:
+    def receive(self, reply: AnswerReply | FrameReply | PredictReply | CallReply) -> None:
         if self.future.done():
             return
         errors = [error for _, error in reply.errors] if isinstance(reply, AnswerReply) else [reply.error]
@@ -123,7 +123,7 @@ async def generate(
     num_alternatives: int = 0,
     next_id: int | None = None,
     joins: bool = False,
-) -> AsyncIterator[GenerateReply]:
+) -> AsyncGenerator[GenerateReply, None]:
     """The replies of one generation, the last with `finish`; CellarError. Closing it drops what is left; the engine is
     never more than CREDITS emissions ahead. joins: emissions that came while the reader was busy are one reply."""
     emissions, is_over, taken = _Emissions(), False, 0

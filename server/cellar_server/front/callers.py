@@ -140,9 +140,10 @@ class Callers:
     def of(self, context: grpc.aio.ServicerContext, *, has_begun: bool = False) -> Caller:
         """The caller of a call. has_begun: a JWT may have expired since. CellarError UNAUTHENTICATED."""
         known = self._known
-        if known.has_certificates and _bearer(context.invocation_metadata()) is None:
+        metadata: Any = context.invocation_metadata()
+        if known.has_certificates and _bearer(metadata) is None:
             return known.caller(_name_of_certificate(context.auth_context()))
-        return self.named(context.invocation_metadata(), has_begun=has_begun)
+        return self.named(metadata, has_begun=has_begun)
 
     def named(self, metadata: Sequence[tuple[str, Any]] | None, *, has_begun: bool = False) -> Caller:
         """The caller that a call itself names, whatever certificate it came with. CellarError UNAUTHENTICATED."""
@@ -202,9 +203,9 @@ class Guard(grpc.aio.ServerInterceptor):
 
     async def intercept_service(
         self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler]],
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
         details: grpc.HandlerCallDetails,
-    ) -> grpc.RpcMethodHandler:
+    ) -> Any:
         handler = await continuation(details)
         if handler is None:
             return handler

@@ -102,7 +102,7 @@ class Handles:
             mine = [i for i, handle in enumerate(handles) if engine_of(handle) == number]
             if mine:
                 chosen = [handles[i] for i in mine]
-                found = await ask(engine, lambda sessions, c=chosen: sessions.close_handles(self._number, c))
+                found = await ask(engine, lambda sessions, c=chosen: sessions.close_handles(self._number, c))  # type: ignore[misc]
                 for i, result in zip(mine, found, strict=True):
                     results[i] = result
         errors = [(i, error) for i, (_, error) in enumerate(results) if error is not None]

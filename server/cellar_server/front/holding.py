@@ -128,7 +128,7 @@ class Holding:
                 if engine is None:
                     what = f"session {shown(ids[0])!r} is one of model {key[0]!r} version {key[1]}, which is not served"
                     raise CellarError(Reason.MODEL_NOT_FOUND, what)
-                errors |= await ask(engine, lambda sessions, some=entries: sessions.adopt(some))
+                errors |= await ask(engine, lambda sessions, some=entries: sessions.adopt(some))  # type: ignore[misc]
             except CellarError as error:
                 errors |= dict.fromkeys(ids, error)
                 self._let_go(ids)

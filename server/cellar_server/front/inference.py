@@ -89,6 +89,7 @@ class Inference(inference_pb2_grpc.InferenceServicer):
                 )
         except CellarError as error:
             await abort(context, error)
+        assert reply.outputs is not None  # it has no error
         return PredictResponse(
             version=engine.version,
             lengths=reply.lengths,

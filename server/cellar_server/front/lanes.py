@@ -16,7 +16,7 @@ from cellar_server.front.registry import Registry
 from cellar_server.front.row_messages import common_frame, frames, rows_of
 from cellar_server.front.status import CODES, count_failure, error_metadata
 from cellar_server.front.unary_rows import UnaryRows
-from cellar_server.sessions.messages import AnswerReply, FrameReply, PredictRows, Rows, RowsRefused, RowsReply
+from cellar_server.sessions.messages import AnswerReply, PredictRows, Rows, RowsRefused, RowsReply
 from cellar_server.transport.native import Bell, End, NativeServer
 
 
@@ -161,11 +161,11 @@ class _Asker:
     def __init__(self, transport: Any, call: int, is_step: bool) -> None:
         self._transport, self._call, self._is_step = transport, call, is_step
 
-    def receive(self, reply: AnswerReply | FrameReply) -> None:
+    def receive(self, reply: AnswerReply) -> None:
         if not self._is_step:
             self._transport.write(self._call, answer_message(reply).SerializeToString(), 1)
             return
-        error = reply.errors[0][1] if isinstance(reply, AnswerReply) and reply.errors else None
+        error = reply.errors[0][1] if reply.errors else None
         if error is not None:
             count_failure(error)
             self._transport.finish(self._call, None, _end(error))
@@ -186,7 +186,7 @@ def _end(error: CellarError) -> End:
     return End(CODES[error.reason].value[0], error.message, list(error_metadata(error)))
 
 
-def _columns(reply: RowsReply | RowsRefused, lengths: np.ndarray) -> list[np.ndarray]:
+def _columns(reply: RowsReply | RowsRefused, lengths: Any) -> list[Any]:
     """As the transport takes them."""
     columns = [reply.call, reply.frame_ids, reply.handles, reply.starts, reply.positions, lengths]
     if len(reply.durable):

@@ -49,8 +49,8 @@ class ModelsFront(models_pb2_grpc.ModelsServicer):
         except CellarError as error:
             await abort(context, error)
         models = {key: self._message(engine) for key, engine in self.registry.engines.items()}
-        for (name, version), error in self.registry.broken.items():
-            models[name, version] = Model(manifest=Manifest(name=name, version=version), error=error.to_proto())
+        for (name, version), why in self.registry.broken.items():
+            models[name, version] = Model(manifest=Manifest(name=name, version=version), error=why.to_proto())
         known = [models[key] for key in sorted(models) if caller.may_know(key[0])]
         return ListModelsResponse(models=known, limits=self.registry.limits())
 

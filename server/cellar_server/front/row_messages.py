@@ -27,7 +27,7 @@ def rows_of(
     """Rows from the transport's columns: numbers [n, 8]; the others as in Rows."""
     call, stream, frame_id, handle, *others = np.ascontiguousarray(numbers.T)
     named = call.view(np.uint64), stream, frame_id.view(np.uint64), handle.view(np.uint64)
-    return kind(to, rest, common, *named, *others, data, deadline=deadline)
+    return kind(to, rest, common, *named, *others, data, deadline=deadline)  # type: ignore[call-arg, misc]
 
 
 @lru_cache(256)

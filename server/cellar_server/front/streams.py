@@ -14,7 +14,6 @@ from cellar_proto.v1.inference_pb2 import (
     Frame,
     FrameError,
     OpenSessions,
-    StreamRequest,
     StreamResponse,
 )
 from cellar_proto.v1.reason_pb2 import Reason
@@ -82,7 +81,7 @@ class StreamSession:
         finally:
             self.registry.streams_open -= 1
             writer.cancel()
-            if self._lane is not None:
+            if self._lane is not None and self._lanes is not None:
                 self._lanes.close(self.number)
             if self._trace is not None:
                 self._trace.close()
@@ -116,7 +115,7 @@ class StreamSession:
             while len(self._frames) + len(self._outbox) >= limit:
                 self._reader_waits = asyncio.get_running_loop().create_future()
                 await self._reader_waits
-            request: StreamRequest = await self.context.read()
+            request: Any = await self.context.read()
             if request is grpc.aio.EOF:
                 return
             check(request)

@@ -164,7 +164,7 @@ class StreamTrace:
         if not self._traces.is_drawn():
             return None
         self._end(frame_id)
-        attributes = {"cellar.model": model, "cellar.frame_rows": rows}
+        attributes: dict[str, Any] = {"cellar.model": model, "cellar.frame_rows": rows}
         inside = Context() if self._span is None else set_span_in_context(self._span, Context())
         span, timing = self._traces.tracer.start_span("frame", inside, SpanKind.SERVER, attributes), Timing()
         self._frames[frame_id] = span, timing

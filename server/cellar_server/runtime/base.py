@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -20,7 +20,7 @@ class Runtime(Protocol):
 
     state_size: int
     start: np.ndarray
-    input_dtype: np.dtype
+    input_dtype: np.dtype[Any]
     input_shape: tuple[int, ...]
     output_shape: tuple[int, ...]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -12,7 +13,7 @@ from cellar_proto.v1.tensor_pb2 import DataType
 from cellar_server.runtime.base import StartupError
 from cellar_server.runtime.graph_file import check_graph
 
-DTYPES = {
+DTYPES: dict[int, np.dtype[Any]] = {
     DataType.FLOAT32: np.dtype(np.float32),
     DataType.INT64: np.dtype(np.int64),
     DataType.INT16: np.dtype(np.int16),

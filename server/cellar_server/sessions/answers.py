@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
@@ -122,7 +123,7 @@ class Answers:
         self._large_bytes += y.nbytes
         self.copied_bytes += y.nbytes
 
-    def _place(self, slots: np.ndarray, starts: object, lengths: object, digests: object) -> np.ndarray:
+    def _place(self, slots: np.ndarray, starts: Any, lengths: Any, digests: Any) -> np.ndarray:
         """The places [n] that the sessions' next answers take, older ones forgotten."""
         count = self._count[slots].astype(np.int64)
         places = count % self.depth * self.capacity + slots

@@ -97,7 +97,10 @@ class Columns:
         handles, starts = first.handles, first.starts
         stream: np.ndarray | int = first.request.stream
         data = first.data
-        length = end = None
+        owner: np.ndarray
+        row: np.ndarray
+        length: np.ndarray | None = None
+        end: np.ndarray | None = None
         if len(frames) == 1:
             n = counts[0]
             owner, row = np.zeros(n, np.int64), np.arange(n)

@@ -11,7 +11,7 @@ from cellar_proto.v1.tensor_pb2 import DataType
 from cellar_server.errors import CellarError
 from cellar_server.zoo import Model
 
-NAMES = {
+NAMES: dict[int, str] = {
     DataType.FLOAT32: "float32",
     DataType.INT64: "int64",
     DataType.INT16: "int16",
@@ -51,7 +51,7 @@ class Content:
                 f"is {total * self.unit_bytes}",
             )
 
-    def array(self, data: bytes, total: int) -> np.ndarray:
+    def array(self, data: bytes | np.ndarray, total: int) -> np.ndarray:
         """The units [total, ...] in place."""
         return np.frombuffer(data, self.dtype, total * self.unit_bytes // self.dtype.itemsize).reshape(
             total, *self.unit_shape

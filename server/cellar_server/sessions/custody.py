@@ -70,12 +70,12 @@ class Custody:
             what = f"it was idle for {state.idle_s:.1f} s in the store, its limit is {state.max_idle_s:g} s"
             if state.idle_s < state.max_idle_s:
                 what = f"it was open for {state.age_s:.1f} s, its limit is {state.max_age_s:g} s"
-            error = CellarError(Reason.SESSION_EXPIRED, f"session {id!r} has expired: {what}")
+            expired = CellarError(Reason.SESSION_EXPIRED, f"session {id!r} has expired: {what}")
             log.info("session %s of %s expired: %s", id, name, what, extra=core.about(entry.id))
-            core.counts.end(error.reason)
-            core.directory.release(key, error)
-            self.durability.end_stored(entry.id, entry.fence, error)
-            return error
+            core.counts.end(expired.reason)
+            core.directory.release(key, expired)
+            self.durability.end_stored(entry.id, entry.fence, expired)
+            return expired
         try:
             slot = core.open_slot(key, state.max_idle_s, state.max_age_s, is_new=False)
         except CellarError as error:

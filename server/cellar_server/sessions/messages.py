@@ -314,5 +314,16 @@ class CallReply:
     error: CellarError | None = None
 
 
-Request = FrameRequest | Rows | StepRequest | PredictRequest | GenerateRequest | Credit | Cancel | StreamClosed | Call
+Request = (
+    FrameRequest
+    | Rows
+    | RowsCancel
+    | StepRequest
+    | PredictRequest
+    | GenerateRequest
+    | Credit
+    | Cancel
+    | StreamClosed
+    | Call
+)
 Reply = AnswerReply | RowsRefused | RowsBack | FrameReply | PredictReply | GenerateReply | CallReply

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import groupby, pairwise
+from typing import Any
 
 import numpy as np
 
@@ -67,6 +68,7 @@ class Outbox:
                 continue
             first = requests[owners[low]]
             assert isinstance(first, FrameRequest)
+            frame_ids: list[Any]
             if high - low == 1 or owners[low:high].count(owners[low]) == high - low:
                 frame_ids = [first.frame_id]
             else:
@@ -99,8 +101,8 @@ class Outbox:
                 work.frame_id[rows],
                 work.handle[rows],
                 work.start[rows],
-                positions,
-                emissions,
+                positions,  # type: ignore[arg-type]
+                emissions,  # type: ignore[arg-type]
                 outputs,
                 call=work.call[rows],
             )

@@ -216,7 +216,7 @@ class Sessions(Verbs):
                 handles=[table.handle(slot)],
                 positions=[int(table.accepted[slot]) if request.position is None else request.position],
                 lengths=[request.length],
-                inputs=Tensor(dtype=request.dtype, shape=request.shape),
+                inputs=Tensor(dtype=request.dtype, shape=request.shape),  # type: ignore[arg-type]
                 ends=[True] if request.ends else None,
                 timeouts_ms=[max(1, int(1000 * (request.deadline_s - now)))] if request.deadline_s else None,
                 priorities=[Priority.BULK] if request.is_bulk else None,

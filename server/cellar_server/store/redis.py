@@ -17,6 +17,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import redis
 from redis.backoff import NoBackoff
@@ -188,7 +189,7 @@ class RedisStore:
                     log.info("the store is there again")
                 is_lost = False
                 wait_s = min(TIMEOUT_S / 2, max(0.01, renew_at - self._clock()))
-                found = self._redis.blpop([f"cellar:wanted:{self.name}"], timeout=wait_s)
+                found: Any = self._redis.blpop([f"cellar:wanted:{self.name}"], timeout=wait_s)
                 if found is not None:
                     on_wanted(found[1].decode())
             except redis.RedisError as error:
@@ -231,7 +232,7 @@ class RedisStore:
         for end in ends:
             arguments += (end.id, end.fence, _bytes(end), end.keep_s)
         lost = {id.decode() for id in self._run(_WRITE, arguments)}
-        over = [*ends, *(e for e in entries if e.id in lost)] if lost else ends
+        over: list[Entry | End] = [*ends, *(e for e in entries if e.id in lost)] if lost else [*ends]
         self._claims.drop(each.id for each in over if self._claims.of(each.id) == each.fence)
         return list(lost)
 
@@ -255,9 +256,10 @@ class RedisStore:
         """None: Redis drops them by itself."""
         return []
 
-    def _run(self, script: str, arguments: Sequence[object]) -> list:
+    def _run(self, script: str, arguments: Sequence[Any]) -> list[Any]:
         try:
-            return self._scripts[script](args=arguments)
+            answer: list[Any] = self._scripts[script](args=arguments)
+            return answer
         except redis.RedisError as error:
             raise StoreError(str(error)) from None
 

@@ -66,7 +66,7 @@ class SqliteStore:
             for row in self._rows(f"SELECT * FROM ends WHERE id IN ({marks})", some):
                 found[row[0]] = End(*row)
             for row in self._rows(f"SELECT * FROM sessions WHERE id IN ({marks})", some):
-                found[row[0]] = Entry(*row, fence=self._claims.add(row[0]))
+                found[row[0]] = replace(Entry(*row), fence=self._claims.add(row[0]))
         if reserves:
             for id in ids:
                 if not isinstance(found.get(id), Entry):

@@ -14,7 +14,7 @@ from typing import Any
 
 import grpc
 
-from cellar_server.transport import _native  # type: ignore[attr-defined]
+from cellar_server.transport import _native
 from cellar_server.transport.base import OPTIONS
 from cellar_server.transport.native_call import DONE, OPEN, ROWS, Metadata, NativeCall, run
 
@@ -136,7 +136,7 @@ class NativeServer:
                 call = calls[number] = NativeCall(self.transport, number, event[4])
                 call.task = asyncio.ensure_future(self._serve(call, event[3] if event[2] else None))
                 # not at the end of the task: one that is cancelled before its first step never gets there
-                call.task.add_done_callback(lambda _, number=number: calls.pop(number))
+                call.task.add_done_callback(lambda _, number=number: calls.pop(number))  # type: ignore[misc]
                 continue
             known = calls.get(number)
             if known is not None:
@@ -179,7 +179,7 @@ class NativeServer:
 class _Details(grpc.HandlerCallDetails):
     def __init__(self, method: str, invocation_metadata: Metadata) -> None:
         self.method = method
-        self.invocation_metadata = invocation_metadata
+        self.invocation_metadata = invocation_metadata  # type: ignore[assignment]  # a sequence, as in grpc.aio
 
 
 def _wrapped(interceptor: Any, continuation: Any) -> Any:

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 import grpc
 from cellar_proto.v1.reason_pb2 import Error, Reason
 
-from cellar_server.transport import _native  # type: ignore[attr-defined]
+from cellar_server.transport import _native
 
 # The kinds of event, as in incoming.h.
 OPEN, MESSAGE, HALF_CLOSE, WRITTEN, DONE, ROWS = range(6)

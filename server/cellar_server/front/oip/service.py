@@ -54,12 +54,10 @@ class OpenInference:
         for method in schema.SERVICE.methods:
             request = message_factory.GetMessageClass(method.input_type)
             response = message_factory.GetMessageClass(method.output_type)
-            ours = getattr(self, method.name, None)
-            if method.name == "ModelStreamInfer":
-                make, function = grpc.stream_stream_rpc_method_handler, self.ModelStreamInfer
-            else:
-                make, function = grpc.unary_unary_rpc_method_handler, ours or _unsupported
-            handlers[method.name] = make(function, request.FromString, response.SerializeToString)
+            ours = getattr(self, method.name, _unsupported)
+            is_stream = method.name == "ModelStreamInfer"
+            make = grpc.stream_stream_rpc_method_handler if is_stream else grpc.unary_unary_rpc_method_handler
+            handlers[method.name] = make(ours, request.FromString, response.SerializeToString)
         name = schema.SERVICE.full_name
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(name, handlers),))
         server.add_registered_method_handlers(name, handlers)
