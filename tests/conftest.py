@@ -6,6 +6,11 @@ from collections.abc import Iterator
 
 import pytest
 from cellar_server.transport import is_native_built
+from hypothesis import settings
+
+# a test bounds no machine's speed: examples have no deadline, and `timeout` ends what hangs
+settings.register_profile("cellar", deadline=None)
+settings.load_profile("cellar")
 
 _NATIVE = pytest.mark.skipif(not is_native_built(), reason="the native transport is not built (make native)")
 

@@ -184,6 +184,7 @@ auto on_call(Result (Call::*method)(Args...)) {
 
 PYBIND11_MODULE(_native, module) {
   using released = py::call_guard<py::gil_scoped_release>;
+  module.attr("sources") = CELLAR_SOURCES;
   py::class_<grpc::ServerCredentials, std::shared_ptr<grpc::ServerCredentials>>(module, "ServerCredentials");
   py::class_<Certificates, grpc::ServerCredentials, std::shared_ptr<Certificates>>(module, "Certificates")
       .def(py::init<std::string, std::string, std::string>())

@@ -12,7 +12,7 @@ from cellar_client.messages import model_info
 from cellar_client.surprisal import Surprisal
 from cellar_proto.v1.manifest_pb2 import Generation, Manifest
 from cellar_proto.v1.models_pb2 import Model
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 NAMES = ["<unk>", "\n", "a", "é", "日"]
@@ -40,7 +40,6 @@ def model(names: list[str]) -> object:
     return model_info(Model(manifest=manifest))
 
 
-@settings(deadline=None)  # no bound on the machine's speed
 @given(st.text(st.sampled_from("\naé日x"), max_size=12), st.lists(st.integers(0, 36), max_size=6))
 def test_pieces_may_end_anywhere(text: str, cuts: list[int]) -> None:
     data = text.encode()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -12,8 +14,10 @@ import numpy as np
 import pytest
 from cellar_proto.v1 import inference_pb2 as pb
 from cellar_proto.v1 import inference_pb2_grpc, sessions_pb2, sessions_pb2_grpc
+from cellar_server import transport
 from cellar_server.config import Config
-from cellar_server.transport import is_native_built
+from cellar_server.runtime.base import StartupError
+from cellar_server.transport import SOURCES, is_native_built, is_native_stale
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -168,7 +172,7 @@ def play(address: str, script: list[dict[str, Any]]) -> list[bytes]:
     return sorted(answers)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(frames())
 def test_both_transports_answer_the_same(both: list[Running], script: list[dict[str, Any]]) -> None:
     assert play(both[0].address, script) == play(both[1].address, script)
@@ -358,7 +362,7 @@ def said(future: Any) -> Any:
         return error.code(), error.details(), trailing.get("cellar-error-bin")  # type: ignore[attr-defined]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(predicts(), min_size=1, max_size=8))
 def test_whole_sequences_answer_the_same(both: list[Running], calls: list[dict[str, Any]]) -> None:
     found = []
@@ -433,3 +437,17 @@ def test_calls_that_are_cut_leave_nothing(both: list[Running]) -> None:
     while held() != (0, 0) and time.monotonic() < until:
         time.sleep(0.02)
     assert held() == (0, 0)
+
+
+def test_a_build_that_its_sources_have_left_behind_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not is_native_stale()
+    assert not is_native_stale(tmp_path / "no such folder")  # as where a wheel is installed
+    for file in [*SOURCES.glob("*.h"), SOURCES / "module.cc"]:
+        shutil.copy(file, tmp_path)
+    assert not is_native_stale(tmp_path)
+    with (tmp_path / "wire.h").open("a") as file:
+        file.write("// edited\n")
+    assert is_native_stale(tmp_path)
+    monkeypatch.setattr(transport, "is_native_stale", lambda: True)
+    with pytest.raises(StartupError, match="make native"):
+        transport.open_transport("auto", max_message_bytes=1 << 20)

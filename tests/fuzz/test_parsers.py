@@ -30,7 +30,7 @@ def test_sound_inputs_are_taken(name: str) -> None:
 
 @pytest.mark.parametrize("name", SEEDS)
 @given(seed=st.integers(0, 2**32), count=st.integers(1, 4), data=st.binary(max_size=60), is_raw=st.booleans())
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 def test_spoilt_bytes_are_parsed_or_refused(name: str, seed: int, count: int, data: bytes, is_raw: bool) -> None:
     target, inputs = SEEDS[name]
     mutator = Mutator(seed, [], "counter")
@@ -43,7 +43,7 @@ def test_spoilt_bytes_are_parsed_or_refused(name: str, seed: int, count: int, da
 
 @pytest.mark.parametrize("name", MESSAGES)
 @given(seed=st.integers(0, 2**32), count=st.integers(1, 5))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_spoilt_fields_are_parsed_or_refused(name: str, seed: int, count: int) -> None:
     target, inputs = SEEDS[name]
     mutator = Mutator(seed, [], "counter")

@@ -334,7 +334,7 @@ def listening(hearing: Running) -> Iterator[Client]:
         yield client
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(16, 200), st.lists(st.integers(1, 70), min_size=1, max_size=12))
 def test_any_chunking_of_sound_gives_the_same_answers(listening: Client, num_samples: int, sizes: list[int]) -> None:
     sound = np.random.default_rng(num_samples).integers(-9000, 9000, num_samples).astype(np.int16)

@@ -15,7 +15,7 @@ from cellar_models import tagger  # noqa: E402
 from cellar_models.export import export  # noqa: E402
 from cellar_proto.v1.reason_pb2 import Reason  # noqa: E402
 from cellar_server.codecs.text import TextCodec  # noqa: E402
-from hypothesis import given, settings  # noqa: E402
+from hypothesis import given  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 
 ZOO = Path(__file__).parents[2] / "models" / "zoo"
@@ -40,7 +40,6 @@ def speller() -> TextCodec:
     return TextCodec(file, head_bytes=tagger.HEAD_BYTES, tail_bytes=tagger.TAIL_BYTES)
 
 
-@settings(deadline=None)
 @given(
     st.text(alphabet=st.characters(exclude_categories=["Cs"]), min_size=1, max_size=30).filter(
         lambda w: len(w.split()) == 1

@@ -603,7 +603,7 @@ class Replicas(RuleBasedStateMachine):
             assert state.position == self._position(id)
 
 
-Replicas.TestCase.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+Replicas.TestCase.settings = settings(max_examples=60, stateful_step_count=30)
 TestReplicas = Replicas.TestCase
 
 

@@ -362,7 +362,7 @@ class Restarts(RuleBasedStateMachine):
 
 
 TestRestarts = Restarts.TestCase
-TestRestarts.settings = settings(max_examples=40, stateful_step_count=25, deadline=None)
+TestRestarts.settings = settings(max_examples=40, stateful_step_count=25)
 
 
 def test_answers_are_the_same_bits_after_a_restart(tmp_path: Path) -> None:

@@ -429,5 +429,5 @@ class Ends(RuleBasedStateMachine):
         return {id: why_gone(sessions, id) for id in self.known}, sessions.core.table.num_open
 
 
-Ends.TestCase.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+Ends.TestCase.settings = settings(max_examples=60, stateful_step_count=30)
 TestEnds = Ends.TestCase

@@ -85,7 +85,7 @@ def test_bulk_rows_stay_behind_whoever_sends_them() -> None:
 
 
 @given(st.lists(st.tuples(st.integers(0, 6), st.integers(1, 40)), min_size=1, max_size=20), st.integers(1, 12))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_shares_of_a_run_are_equal_within_a_row(adds: list[tuple[int, int]], max_rows: int) -> None:
     queue = Queue(max_rows)
     for caller, count in adds:
@@ -102,7 +102,7 @@ def test_shares_of_a_run_are_equal_within_a_row(adds: list[tuple[int, int]], max
     st.lists(st.lists(st.tuples(st.integers(0, 5), st.integers(1, 60)), max_size=6), min_size=1, max_size=30),
     st.integers(1, 8),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_every_row_runs_within_a_bounded_number_of_runs(arrivals: list[list[tuple[int, int]]], max_rows: int) -> None:
     queue = Queue(max_rows)
     bounds: dict[int, int] = {}  # by row: the run by which it must have been taken
@@ -135,7 +135,6 @@ def test_what_began_ends_before_what_is_due_later_begins() -> None:
     st.lists(st.tuples(st.integers(0, 3), st.sampled_from([0.1, 0.2, 0.3, 3.0, np.inf])), min_size=1, max_size=60),
     st.integers(1, 8),
 )
-@settings(deadline=None)
 def test_a_callers_rows_run_by_their_deadlines_and_those_without_keep_their_order(
     arrivals: list[tuple[int, float]], max_rows: int
 ) -> None:
@@ -158,7 +157,7 @@ def test_a_callers_rows_run_by_their_deadlines_and_those_without_keep_their_orde
 @given(
     st.sampled_from([0.05, 0.5, 1.0]), st.sampled_from([20.0, 1e6, np.inf]), st.integers(1, 8), st.sampled_from([2, 3])
 )
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_no_flood_of_nearer_deadlines_holds_up_a_row_for_good(
     near: float, far: float, max_rows: int, flood: int
 ) -> None:
@@ -179,7 +178,7 @@ def test_no_flood_of_nearer_deadlines_holds_up_a_row_for_good(
 
 
 @given(st.lists(st.tuples(st.integers(1, 3), st.integers(1, 30)), min_size=1, max_size=40), st.integers(1, 6))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_no_answer_changes_by_taking_turns(chunks: list[tuple[int, int]], max_rows: int) -> None:
     bench = Bench(counter_model(), max_rows_per_run=max_rows)
     handles = {stream: bench.open(len(chunks), stream) for stream in (1, 2, 3)}

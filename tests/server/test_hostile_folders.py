@@ -237,7 +237,7 @@ def test_bytes_that_are_no_graph_are_refused_or_hold_no_file(data: bytes) -> Non
 
 
 @given(st.data())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_a_changed_graph_is_served_or_broken(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
     folder = tmp_path_factory.mktemp("graph")
     entry = write_counter(folder)
@@ -259,7 +259,7 @@ VALUES = st.recursive(
 
 
 @given(st.dictionaries(st.sampled_from(KEYS), VALUES, min_size=1, max_size=4))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_a_changed_manifest_is_served_or_broken(tmp_path_factory: pytest.TempPathFactory, changes: dict) -> None:
     entry = write_counter(tmp_path_factory.mktemp("manifest"))
     manifest = json.loads((entry / "manifest.json").read_text())

@@ -59,7 +59,7 @@ class Likeness(RuleBasedStateMachine):
         assert dict(self.index.items()) == self.model
 
 
-Likeness.TestCase.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+Likeness.TestCase.settings = settings(max_examples=60, stateful_step_count=30)
 TestLikeness = Likeness.TestCase
 
 

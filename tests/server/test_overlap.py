@@ -152,7 +152,7 @@ def test_whoever_asks_or_stops_between_two_long_runs_is_served() -> None:
     assert (asked.to, asked.value) == ("asked", 1)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.lists(st.lists(st.integers(1, 9), min_size=1, max_size=6), min_size=1, max_size=12),
     st.frozensets(st.integers(0, 30), max_size=5),

@@ -65,7 +65,7 @@ def test_conditions_of_any_lengths_are_primed_together_and_never_padded() -> Non
     assert not bench.sessions.core.work.lots
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(st.tuples(st.lists(st.integers(0, 9), min_size=1, max_size=300), st.integers(0, 6)), max_size=8))
 def test_whatever_comes_when(asked: list[tuple[list[int], int]]) -> None:
     bench = Bench(summer_model(), max_rows_per_run=3)

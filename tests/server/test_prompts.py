@@ -15,7 +15,7 @@ from cellar_server.errors import CellarError
 from cellar_server.sampling.sampler import Options
 from cellar_server.sessions.messages import Cancel, GenerateRequest, StepRequest
 from cellar_server.zoo import Model
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Regex, Tokenizer, pre_tokenizers
 from tokenizers.models import WordLevel
@@ -113,7 +113,6 @@ def test_prompts_of_any_length_are_read_side_by_side(bench: Bench) -> None:
     assert bench.sessions.is_idle
 
 
-@settings(deadline=None)  # no bound on the machine's speed
 @given(st.integers(0, 12), st.integers(0, 3))
 def test_a_kept_generation_may_be_left_inside_its_prompt(tokenizer_file: Path, runs: int, credits: int) -> None:
     bench = bench_of(tokenizer_file)

@@ -12,7 +12,7 @@ from cellar_proto.v1.reason_pb2 import Reason
 from cellar_server.scheduler.fairness import PATIENCE_S
 from cellar_server.sessions.core import WAIT_PART
 from cellar_server.sessions.messages import AnswerReply, Rows, RowsRefused, RowsReply
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.fakes.bench import Bench, reason_of
@@ -123,7 +123,6 @@ ROWS = st.tuples(st.integers(1, 5), st.integers(1, 40), st.sampled_from([0.5, 1.
 
 
 @given(st.lists(ROWS, max_size=40), st.lists(ROWS, min_size=1, max_size=40))
-@settings(deadline=None)
 def test_the_wait_of_rows_that_come_together_is_that_of_the_steps_before_each(
     ready: list[tuple[int, int, float]], coming: list[tuple[int, int, float]]
 ) -> None:

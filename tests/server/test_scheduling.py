@@ -7,7 +7,7 @@ from cellar_server.scheduler.policy import Cost, choose
 from cellar_server.scheduler.scheduler import BULK_CAUTION, LEAST_RUN_S, Scheduler
 from cellar_server.scheduler.work import Work
 from cellar_server.sessions.messages import PredictRequest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.fakes.bench import Bench
@@ -73,7 +73,6 @@ def test_a_row_passed_over_is_taken_also_where_all_rows_are_alike() -> None:
     st.integers(1, 32),
     st.data(),
 )
-@settings(deadline=None)
 def test_a_run_never_takes_more_than_a_row_has(lengths: list[int], max_rows: int, data: st.DataObject) -> None:
     must = np.array(data.draw(st.lists(st.booleans(), min_size=len(lengths), max_size=len(lengths))))
     remaining = np.array(lengths)
@@ -87,7 +86,6 @@ def test_a_run_never_takes_more_than_a_row_has(lengths: list[int], max_rows: int
 
 
 @given(st.lists(st.integers(1, 300), min_size=1, max_size=60))
-@settings(deadline=None)
 def test_every_sequence_ends_with_the_right_sum(lengths: list[int]) -> None:
     runtime = CounterRuntime()
     bench = Bench(counter_model(runtime), max_rows_per_run=16)
@@ -164,7 +162,6 @@ def test_bulk_rows_alone_make_long_runs_and_short_ones_where_interactive_rows_co
     st.lists(st.lists(st.integers(1, 300), max_size=4), max_size=12),
     st.integers(1, 32),
 )
-@settings(deadline=None)
 def test_every_ready_row_runs_within_a_bounded_number_of_runs(
     first: list[tuple[int, bool]], later: list[list[int]], max_rows: int
 ) -> None:

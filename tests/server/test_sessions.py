@@ -477,5 +477,5 @@ class Life(RuleBasedStateMachine):
         assert core.counts.padded_steps == 0
 
 
-Life.TestCase.settings = settings(max_examples=40, stateful_step_count=30, deadline=None)
+Life.TestCase.settings = settings(max_examples=40, stateful_step_count=30)
 TestLife = Life.TestCase
