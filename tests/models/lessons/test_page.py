@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import re
 from collections.abc import Callable
 from operator import itemgetter
@@ -18,7 +19,7 @@ from cellar_models.lessons import learner as cells
 from cellar_models.lessons.learner import Cell
 from cellar_models.lessons.page import DRAWN, read_findings, render, write_page
 from cellar_models.lessons.plots import PLOTS
-from cellar_models.lessons.study import QUICK, TRAINED, Findings, lengths_run, study
+from cellar_models.lessons.study import QUICK, TASKS, TRAINED, Findings, Plan, lengths_run, study
 
 ROOT = Path(__file__).parents[3]
 DOCS, ZOO = ROOT / "docs", ROOT / "models" / "zoo"
@@ -179,3 +180,12 @@ def test_everything_that_the_page_lists_is_held_to_the_findings() -> None:
     labels = [f"{cell.label}:" for cell in TRAINED]
     for line in listed:
         assert line.startswith((*CLAIMS, *labels)), line
+
+
+def test_everything_of_the_plan_was_run() -> None:
+    found = read_findings(DOCS)
+    assert found.plan == Plan()
+    ran = {(run["task"], run["cell"], run["length"]) for run in found.runs}
+    for task, cell, length in itertools.product(TASKS, TRAINED, found.plan.lengths):
+        left_out = cell is cells.RNN_TORCH and length > found.plan.longest_torch
+        assert ((task, cell.label, length) in ran) != left_out
