@@ -52,8 +52,10 @@ class GenerationBook:
         self._request = request
         self._patience = Patience(timeout_s, num_servers)
         self._was_broken = False
+        self._first = request.position
         self._is_chosen = request.HasField("next_id")  # what it emits follows from more than its condition
-        self._wants_alternatives = bool(request.num_alternatives)
+        # of this call: what its messages have said, and how much of `text` stands before where it began
+        self._said, self._num_before = "", 0
         self.text = ""
         self.seed: int | None = None
         self.finish = ""
@@ -76,31 +78,36 @@ class GenerationBook:
         return f"{type(self).__name__}({kept}of {self._request.model}, position {self.position}, {how}: {self.text!r})"
 
     def _tokens(self, response: GenerateResponse) -> list[Token]:
-        """The new emissions of one message. A message's text stands with its last emission."""
+        """The new emissions of one message, which may begin with some that are held, where a call was made again. A
+        message's text, or what of it is new, stands with its last emission."""
         self.seed = response.seed
         if response.finish:
             self.finish = FinishReason.Name(response.finish).removeprefix("FINISH_").lower()
-        if self._wants_alternatives and response.HasField("alternatives"):
+        if response.HasField("alternatives"):
             others = response.alternatives
             self.alternatives = list(zip(others.ids, others.log_probabilities, strict=True))
         n = len(response.ids)
-        held = self.position - response.position
+        if n and response.position + n <= self._first:
+            return []  # from before what was asked for
+        self._said += response.text.decode("utf-8")
+        held = max(0, self.position - response.position)
         if n and held >= n:
-            return []  # of a generation that was begun again
-        text = response.text.decode("utf-8")
+            return []
+        text = self._said[len(self.text) - self._num_before :]
         self.text += text
         self.position = response.position + n
+        each = enumerate(zip(response.ids, response.log_probabilities, strict=True))
         return [
             Token(id, text if i == n - 1 else "", log_probability, response.position + i)
-            for i, (id, log_probability) in enumerate(zip(response.ids, response.log_probabilities, strict=True))
+            for i, (id, log_probability) in each
+            if i >= held
         ]
 
     def _pause_s(self, error: CellarError) -> float:
         """How long to wait before the call is made again, which the request is ready for then; or the error."""
-        # with alternatives each emission is a message of its own, so that no message is half held and half new
-        self._request.num_alternatives = self._request.num_alternatives or 1
         if isinstance(error, SessionNotFound) and self._was_broken and not self._is_chosen:
             self._request.position = 0  # a server without a store was started again
+            self._said, self._num_before = "", 0
             return 0.0
         pause_s = self._patience.pause_s(error)
         self._was_broken = True
@@ -110,6 +117,8 @@ class GenerationBook:
             if self.position > self._request.position:
                 self._request.ClearField("next_id")
             self._request.position = self.position
+            self._num_before = len(self.text)
+        self._said = ""
         return pause_s
 
 

@@ -9,14 +9,28 @@ import cellar_client
 import grpc
 import pytest
 from cellar_client import AsyncClient, Client, Token
+from cellar_client.errors import SessionNotFound, Unavailable
+from cellar_client.generation import GenerationBook, generate_request
 from cellar_proto.v1 import inference_pb2_grpc
 from cellar_proto.v1.inference_pb2 import GenerateRequest, GenerateResponse
-from cellar_proto.v1.sampling_pb2 import FINISH_END
+from cellar_proto.v1.sampling_pb2 import FINISH_END, Sampling
+from hypothesis import given
+from hypothesis import strategies as st
+
+SAID = "a\u00e9\u20ac" * 4
+
+
+def message(low: int, high: int, said: str = "abc") -> GenerateResponse:
+    """Emissions from `low` to `high`; id i says the i-th character."""
+    response = GenerateResponse(ids=range(low, high), text=said[low:high].encode(), position=low, seed=77)
+    response.log_probabilities.extend([-1.0] * (high - low))
+    if high == len(said):
+        response.finish = FINISH_END
+    return response
 
 
 class Joining(inference_pb2_grpc.InferenceServicer):
-    """Says "a", "b", "c": one by one where alternatives are asked for, else in one message, but breaks the first call
-    behind "a"."""
+    """Says "a", "b", "c" in one message, but breaks the first call behind "a"."""
 
     def __init__(self) -> None:
         self.requests: list[GenerateRequest] = []
@@ -24,18 +38,7 @@ class Joining(inference_pb2_grpc.InferenceServicer):
     def Generate(self, request: GenerateRequest, context: grpc.ServicerContext) -> Iterator[GenerateResponse]:
         self.requests.append(request)
         is_first = len(self.requests) == 1
-        cuts = [(0, 1)] if is_first else [(0, 1), (1, 2), (2, 3)] if request.num_alternatives else [(0, 3)]
-        for low, high in cuts:
-            response = GenerateResponse(
-                ids=range(low, high), text=b"abc"[low:high], log_probabilities=[-1.0] * (high - low), position=low
-            )
-            response.seed = 77
-            if request.num_alternatives:
-                response.alternatives.ids.append(low)
-                response.alternatives.log_probabilities.append(-1.0)
-            if high == 3:
-                response.finish = FINISH_END
-            yield response
+        yield message(0, 1 if is_first else 3)
         if is_first:
             context.abort(grpc.StatusCode.UNAVAILABLE, "broken")
 
@@ -51,11 +54,7 @@ class Breaking(inference_pb2_grpc.InferenceServicer):
         self.requests.append(request)
         until = self.breaks.pop(0)
         for position in range(request.position, until):
-            text = b"abc"[position : position + 1]
-            response = GenerateResponse(ids=[position], text=text, log_probabilities=[-1.0], position=position, seed=77)
-            if position == 2:
-                response.finish = FINISH_END
-            yield response
+            yield message(position, position + 1)
         context.abort(grpc.StatusCode.UNAVAILABLE, "broken")
 
 
@@ -136,4 +135,27 @@ def test_what_is_held_is_not_told_again_where_messages_join_emissions() -> None:
             assert (generation.text, generation.finish, generation.alternatives) == ("abc", "end", [])
     finally:
         server.stop(0).wait()
-    assert [request.num_alternatives for request in servicer.requests] == [0, 1]
+    assert len(servicer.requests) == 2
+
+
+@given(st.lists(st.lists(st.integers(1, len(SAID) - 1), max_size=6), max_size=5), st.booleans(), st.booleans())
+def test_emissions_are_told_once_however_messages_join_them(
+    calls: list[list[int]], is_kept: bool, is_lost: bool
+) -> None:
+    """Calls that break behind some messages, cut anywhere, and a last one that does not. is_lost: servers forget."""
+    request = generate_request("m", "x", Sampling(), "story" if is_kept else "", 0, 0)
+    book = GenerationBook(request, 1e9)
+    tokens: list[Token] = []
+    for i, cuts in enumerate([*calls, [len(SAID)]]):
+        low = request.position
+        for high in sorted({cut for cut in cuts if cut > low}):
+            tokens += book._tokens(message(low, high, SAID))
+            low = high
+        if i < len(calls):
+            book._pause_s(Unavailable("broken"))
+            if is_kept and is_lost:
+                book._pause_s(SessionNotFound("lost"))
+                assert request.position == 0
+    assert [(token.id, token.position) for token in tokens] == [(i, i) for i in range(len(SAID))]
+    assert "".join(token.text for token in tokens) == book.text == SAID
+    assert book.finish == "end"
