@@ -187,6 +187,31 @@ def test_a_fault_of_the_engine_answers_everything_and_shows(desks: list[Desk], c
     assert desk.replies[-1].error.reason == Reason.INTERNAL
 
 
+def test_a_fault_while_requests_are_taken_in_answers_those_too(desks: list[Desk], cost: Cost) -> None:
+    runtime = Gate()
+    desk = Desk(runtime, QUICK)
+    desks.append(desk)
+    handles = desk.open(2)
+    runtime.gate.clear()
+    desk.send(1, handles[:1], 0, 1.0)
+    assert runtime.called.wait(10)
+
+    def fail(*_: Any) -> None:
+        raise RuntimeError("a fault of the books")
+
+    desk.engine._sessions.predicts.admit = fail  # type: ignore[method-assign]
+    desk.send(2, handles[1:], 0, 1.0)
+    for asker in ("he", "she"):
+        desk.engine.post(PredictRequest(asker, [1], 0, [], np.ones(1, np.float32).tobytes(), True))
+    desk.engine.post(Call("they", lambda sessions: None))
+    runtime.gate.set()
+    desk.wait(lambda replies: {"he", "she", "they"} <= {reply.to for reply in replies} and len(replies) >= 5)
+    assert not desk.engine.is_healthy
+    reasons = [reply.error.reason for reply in desk.replies if reply.to in ("he", "she", "they")]
+    assert reasons == [Reason.INTERNAL] * 3
+    assert len(desk.replies) == 5  # nobody is answered twice
+
+
 def test_stopping_finishes_what_was_accepted(desks: list[Desk], cost: Cost) -> None:
     runtime = Gate()
     desk = Desk(runtime, cost)

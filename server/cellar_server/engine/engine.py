@@ -89,6 +89,7 @@ class Engine(Figures):
         self._sessions.express.compute = self._compute
         self._run: Run | None = None  # under way: its rows are answered by `finish`
         self._outcome: Outcome | None = None  # of that run, taken from the inbox
+        self._taken: list[Request] = []  # out of the inbox, and not all taken in yet
         # the last run was a long one on the short way: its replies may wait until the next has begun
         self._is_behind = False
         self._thread = threading.Thread(target=self._main, name=f"engine-{self.name}", daemon=True)
@@ -186,7 +187,7 @@ class Engine(Figures):
         while True:
             if self._run is None:
                 self._busy_since = None
-            requests = self._take()
+            requests = self._taken = self._take()
             self._is_behind = False
             if self._busy_since is None:
                 self._busy_since = self._clock()
@@ -198,6 +199,7 @@ class Engine(Figures):
                 is_between = sessions.is_tending_due  # where runs follow one another there is no other time for it
             if requests or sessions.has_rest:
                 sessions.admit(requests)
+            self._taken = []
             if not is_between:
                 self._begin()
             sessions.settle()
@@ -361,6 +363,8 @@ class Engine(Figures):
         except Exception:
             log.exception("the dead engine of model %s could not answer all [%s]", self.name, error_id, extra=extra)
         self._send(self._sessions.take_replies())
+        for request in self._taken[self._sessions.num_admitted :]:
+            self._refuse(request, self._dead)
         self._refuse_inbox()
 
     def _refuse_inbox(self) -> None:

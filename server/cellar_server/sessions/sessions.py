@@ -102,6 +102,8 @@ class Sessions(Verbs):
         self.runs = Runs(core, frames, self.predicts, generations)
         self.express = Express(core, frames, self.runs)
         self.rows = RowsIn(core, frames, self.express, self._chunk_slot)
+        # of the requests that `admit` is taking in: those before it are in, or answered
+        self.num_admitted = 0
 
     # -- the engine's step ---------------------------------------------------------------------------------------
 
@@ -149,6 +151,8 @@ class Sessions(Verbs):
             while end < len(requests) and type(requests[end]) is kind:
                 end += 1
             batch = requests[at:end]
+            # rows are in as one; of others a fault may leave some out, and who is told twice heeds the first
+            self.num_admitted = end if kind in (Rows, PredictRows) else at
             at = end
             if kind is not Rows:
                 self.rows.finish(now)
@@ -167,6 +171,7 @@ class Sessions(Verbs):
             else:
                 for request in batch:
                     self._admit_one(request, now)
+        self.num_admitted = 0
 
     def _admit_one(self, request: Request, now: float) -> None:
         match request:
