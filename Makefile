@@ -89,10 +89,10 @@ fuzz: $(DEV) ## coverage-guided fuzzing of all parsers (FUZZ_S=60 seconds each)
 soak: $(DEV) ## everything at once for an hour (SOAK_MINUTES=60), looking for what grows (SOAK_RATE=0.25: a quarter of the load)
 	$(BIN)/python -m tests.e2e.soak --minutes $(SOAK_MINUTES) --rate $(SOAK_RATE)
 
-lock: | $(BIN)/python ## pin the server and what it needs in requirements.lock
+lock: | $(BIN)/python ## pin what the image installs, the server, the commands and traces, in requirements.lock
 	$(PIP) 'uv>=0.5'
-	{ sed -n '/^#/p' requirements.lock; $(BIN)/uv pip compile pyproject.toml --extra server --generate-hashes \
-		--universal --python-version 3.11 --no-header --upgrade --quiet; } > requirements.lock.new
+	{ sed -n '/^#/p' requirements.lock; $(BIN)/uv pip compile pyproject.toml --extra server --extra client \
+		--extra traces --generate-hashes --universal --python-version 3.11 --no-header --upgrade --quiet; } > requirements.lock.new
 	mv requirements.lock.new requirements.lock
 
 audit: | $(BIN)/python ## look up what is pinned in the database of known vulnerabilities (needs the network)

@@ -6,11 +6,15 @@
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from cellar_models.own.entry import Exported, export
     from cellar_models.own.why import ExportError, Why
+
+# before anything imports ONNX Runtime (docs/decisions/0097)
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 __all__ = ["ExportError", "Exported", "Why", "export"]
 
