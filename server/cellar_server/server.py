@@ -152,13 +152,12 @@ class Server:
             except ImportError:
                 raise StartupError("traces: they need OpenTelemetry: pip install 'cellar-serving[traces]'") from None
             registry.traces = Traces(otlp(config.traces), config.trace_sample)
+        self._lanes = open_lanes(registry, server, asyncio.get_running_loop())
         if registry.traces is None:
-            self._lanes = open_lanes(registry, server, asyncio.get_running_loop())
             return Inference(registry, self._lanes), OpenInference(registry, self)
-        # without lanes: every frame comes by itself, and can be traced
         from cellar_server.front.traces import TracedInference, TracedOpenInference
 
-        return TracedInference(registry), TracedOpenInference(registry, self)
+        return TracedInference(registry, self._lanes), TracedOpenInference(registry, self)
 
     def _show_metrics(self) -> MetricsServer:
         from cellar_server.front.metrics import MetricsServer, ServerCollector

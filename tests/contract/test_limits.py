@@ -29,6 +29,10 @@ max_message_bytes = 4096
 [caller_limits.carol]
 max_steps_per_s = 20
 burst_steps = 10
+[caller_limits.dave]
+max_steps_per_s = 0.001
+burst_steps = 5
+max_message_bytes = 60
 [model_limits.other]
 max_sessions = 2
 """
@@ -36,17 +40,18 @@ ONE = np.ones(2, np.float32)
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+def server(tmp_path_factory: pytest.TempPathFactory, transport: str) -> Iterator[Running]:
     folder = tmp_path_factory.mktemp("limits")
     for name in ("counter", "other"):
         write_counter(folder / "zoo", name)
-    names = ("alice", "bob", "carol")
+    names = ("alice", "bob", "carol", "dave")
     (folder / "tokens").write_text("\n".join(f"{hashlib.sha256(n.encode()).hexdigest()} {n}" for n in names))
     (folder / "limits.toml").write_text(LIMITS)
     limits = from_args(["--config", str(folder / "limits.toml")], {})
     running = Running(
         Config(
             listen="127.0.0.1:0",
+            transport=transport,
             models=folder / "zoo",
             tokens=str(folder / "tokens"),
             caller_limits=limits.caller_limits,
@@ -111,6 +116,40 @@ def test_a_frame_over_a_limit_is_refused_as_a_whole_and_the_stream_goes_on(serve
         caller.end()
     server_ration = server.server.registry.rations._callers["alice"]
     assert server_ration.in_flight == 0
+
+
+def num_rows(server: Running) -> int:
+    """Messages that came as rows, where the transport has them."""
+    made = getattr(server.server._grpc, "transport", None)
+    return made.counters()["rows"] if made is not None else 0
+
+
+def test_one_chunk_a_message_is_refused_at_the_same_point_whatever_way_it_comes(server: Running) -> None:
+    before, counted = num_rows(server), server.server.registry.find("counter").counters().refusals["OVERLOADED"]
+    with grpc.insecure_channel(server.address) as channel:
+        first, second = Caller(channel, "dave"), Caller(channel, "dave")
+        outcomes, positions = [], {}
+        for caller in (first, second):
+            (positions[caller],) = [dict.fromkeys(caller.open(model="counter", count=1), 0)]
+        for number, (caller, steps) in enumerate([(first, 1), (second, 2), (first, 9), (second, 1), (first, 1)] * 2):
+            ((handle, position),) = positions[caller].items()
+            made = frame([handle], position, steps)
+            made.frame_id = number
+            caller.send(frame=made)
+            answer = caller.receive()
+            if answer.WhichOneof("kind") == "answer":
+                positions[caller][handle] = answer.answer.positions[0]
+                outcomes.append("")
+            else:
+                assert answer.frame_error.frame_id == number
+                outcomes.append(Reason.Name(answer.frame_error.error.reason))
+        first.end()
+        second.end()
+    assert outcomes == ["", "", "TOO_LARGE", "", ""] + ["OVERLOADED"] * 2 + ["TOO_LARGE"] + ["OVERLOADED"] * 2
+    meter = server.server.registry.rations._callers["dave"]
+    assert meter.in_flight == 0
+    assert server.server.registry.find("counter").counters().refusals["OVERLOADED"] == counted + 4
+    assert num_rows(server) - before in (0, 10)  # none with grpc.aio
 
 
 def test_a_rate_is_kept_over_streams_and_calls_and_says_when_to_come_again(server: Running) -> None:

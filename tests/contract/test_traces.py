@@ -9,6 +9,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import ExitStack
 from itertools import cycle
 from pathlib import Path
 
@@ -194,6 +195,30 @@ def test_frames_of_a_stream_are_drawn_one_by_one(traced: Traced) -> None:
         assert dict(frame.attributes) == {"cellar.model": "counter", "cellar.frame_rows": 5}
         inside = [span for span in spans if parent_of(span) == id_of(frame)]
         assert_is_whole([frame, *sorted(inside, key=lambda span: ["queue", "run", "reply"].index(span.name))])
+
+
+def test_rows_of_many_streams_are_traced_without_being_messages(traced: Traced) -> None:
+    transport = getattr(traced.server._grpc, "transport", None)
+    before = transport.counters()["rows"] if transport is not None else 0
+    with ExitStack() as stack:
+        client = stack.enter_context(cellar_client.Client(traced.address))
+        client._affinity += traceparent(is_sampled=False)
+        streams = [stack.enter_context(client.stream("counter")) for _ in range(4)]
+        for stream in streams:
+            stream.open(1)
+        for _ in range(3):
+            for stream in streams:
+                stream.send(np.ones((1, 2), np.float32))
+            for stream in streams:
+                assert not stream.receive().errors
+    spans = traced.spans(6 * 4)
+    for frame in [span for span in spans if span.name == "frame"]:
+        inside = [span for span in spans if parent_of(span) == id_of(frame)]
+        assert_is_whole([frame, *sorted(inside, key=lambda span: ["queue", "run", "reply"].index(span.name))])
+    if transport is not None:
+        assert transport.counters()["rows"] - before == 12
+    (engine,) = [each for each in traced.server.registry.engines.values() if each.name == "counter"]
+    assert not engine._sessions.core.timings
 
 
 def test_frames_of_a_stream_that_is_not_sampled_are_traces_of_their_own(traced: Traced) -> None:

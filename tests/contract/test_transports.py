@@ -16,6 +16,7 @@ from cellar_proto.v1 import inference_pb2 as pb
 from cellar_proto.v1 import inference_pb2_grpc, sessions_pb2, sessions_pb2_grpc
 from cellar_server import transport
 from cellar_server.config import Config
+from cellar_server.limits import Limits
 from cellar_server.runtime.base import StartupError
 from cellar_server.transport import SOURCES, is_native_built, is_native_stale
 from hypothesis import given, settings
@@ -37,6 +38,22 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Running]]:
     write_counter(zoo, "other")
     servers = [
         Running(Config(listen="127.0.0.1:0", transport=name, models=zoo, max_frames_in_flight=WINDOW, drain_s=5))
+        for name in ("aio", "native")
+    ]
+    yield servers
+    for server in servers:
+        server.stop()
+
+
+@pytest.fixture(scope="module")
+def limited(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Running]]:
+    """The same, whose callers are limited."""
+    zoo = tmp_path_factory.mktemp("limited")
+    write_counter(zoo)
+    write_counter(zoo, "other")
+    more = {"*": Limits(max_steps_per_s=1e-6, burst_steps=12, max_chunks_in_flight=1)}
+    servers = [
+        Running(Config(listen="127.0.0.1:0", transport=name, models=zoo, caller_limits=more, drain_s=5))
         for name in ("aio", "native")
     ]
     yield servers
@@ -176,6 +193,19 @@ def play(address: str, script: list[dict[str, Any]]) -> list[bytes]:
 @given(frames())
 def test_both_transports_answer_the_same(both: list[Running], script: list[dict[str, Any]]) -> None:
     assert play(both[0].address, script) == play(both[1].address, script)
+
+
+@settings(max_examples=40)
+@given(frames())
+def test_both_transports_refuse_the_same_of_a_limited_caller(
+    limited: list[Running], script: list[dict[str, Any]]
+) -> None:
+    for server in limited:
+        server.server.registry.rations._callers.clear()  # a full bucket
+        server.server.registry.rations._rations.clear()
+    assert play(limited[0].address, script) == play(limited[1].address, script)
+    for server in limited:
+        assert server.server.registry.rations._callers[""].in_flight == 0
 
 
 def test_frames_of_one_row_go_as_rows_and_share_runs(both: list[Running]) -> None:

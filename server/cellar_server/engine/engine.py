@@ -118,12 +118,22 @@ class Engine(Figures):
         timeouts = frame.timeouts_ms
         if not timeouts or not min(timeouts):
             return None
-        try:
-            self._core.check_time(max(timeouts) / 1000, caller)
-        except CellarError as error:
+        error = self.refusal_in(max(timeouts) / 1000, caller)
+        if error is not None:
             self.count_refused(error, len(frame.handles))
+        return error
+
+    def refusal_in(self, left_s: float, caller: int) -> CellarError | None:
+        """The same for a row that has so many seconds left; it is not counted."""
+        try:
+            self._core.check_time(left_s, caller)
+        except CellarError as error:
             return error
         return None
+
+    def now(self) -> float:
+        """Seconds on the engine's clock."""
+        return self._clock()
 
     def count_refused(self, error: CellarError, count: int) -> None:
         """So many rows were refused before they were posted."""

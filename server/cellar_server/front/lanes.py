@@ -16,6 +16,7 @@ from cellar_server.front.registry import Registry
 from cellar_server.front.row_messages import common_frame, frames, rows_of
 from cellar_server.front.status import CODES, count_failure, error_metadata
 from cellar_server.front.unary_rows import UnaryRows
+from cellar_server.front.watched_rows import WatchedRows
 from cellar_server.sessions.messages import AnswerReply, PredictRows, Rows, RowsRefused, RowsReply
 from cellar_server.transport.native import Bell, End, NativeServer
 
@@ -23,14 +24,15 @@ from cellar_server.transport.native import Bell, End, NativeServer
 class EngineLane:
     """The rows of the streams of one engine, which takes them itself. See engine.Lane."""
 
-    def __init__(self, lanes: Lanes, number: int) -> None:
-        self._lanes, self._number = lanes, number
+    def __init__(self, lanes: Lanes, engine: Engine) -> None:
+        self._lanes, self._engine, self._number = lanes, engine, engine.number + 1
         bell = Bell()
         self.ring, self.wait = bell.ring, bell.wait
-        lanes.transport.set_bell(number, bell)
+        lanes.transport.set_bell(self._number, bell)
 
     def take(self) -> list[Rows]:
-        return self._lanes.take(self._number)
+        taken = (self._lanes.watched.admit(rows, self._engine) for rows in self._lanes.take(self._number))
+        return [rows for rows in taken if rows is not None]
 
     def close(self) -> None:
         # their streams know whether they are for a version of the model that was loaded meanwhile
@@ -53,7 +55,9 @@ class Lanes:
         self._callers: dict[int, int] = {}  # who takes turns for a stream, where it is a caller with a name
         # what takes a frame of a stream that is no row, by number
         self._streams: dict[int, Callable[[Frame], None]] = {}
-        if not registry.callers.are_certified:  # else who calls is no header, and each step is a call of its own
+        self.watched = WatchedRows(registry.rations, self.take_back, self.transport.write)
+        # where who calls is no header, or calls are traced, each step is a call of its own
+        if not registry.callers.are_certified and registry.traces is None:
             self._unary = UnaryRows(registry, server, self)
         if registry.callers.is_on:
             self.transport.set_caller_header("authorization")
@@ -72,10 +76,11 @@ class Lanes:
         """What an engine takes its rows from."""
         number = engine.number + 1
         self._server.add_lane(number, lambda: self.take_over(number))
-        return EngineLane(self, number)
+        return EngineLane(self, engine)
 
-    def close(self, number: int) -> None:
+    def close(self, number: int, call: int) -> None:
         """A stream is gone."""
+        self.watched.close(call)
         self._streams.pop(number, None)
         self._callers.pop(number, None)
 
@@ -118,11 +123,13 @@ class Lanes:
         if reply.errors:
             self._send_errors(reply)
         else:
+            self.watched.answer(reply.call.tolist(), list(reply.frame_ids))
             self.transport.send(_columns(reply, reply.lengths), reply.outputs, "", None)
 
     def refuse(self, reply: RowsRefused) -> None:
         """One error to many calls, at once; from any thread."""
         error, n = reply.error, len(reply.call)
+        self.watched.answer(reply.call.tolist(), reply.frame_ids.tolist(), has_failed=True)
         end = None
         if reply.ends_calls:
             count_failure(error, n)
@@ -152,17 +159,19 @@ class Lanes:
 
     def asker(self, call: int, is_step: bool) -> _Asker:
         """Whom a single row's answer goes to."""
-        return _Asker(self.transport, call, is_step)
+        return _Asker(self, call, is_step)
 
 
 class _Asker:
     """The call of one row."""
 
-    def __init__(self, transport: Any, call: int, is_step: bool) -> None:
-        self._transport, self._call, self._is_step = transport, call, is_step
+    def __init__(self, lanes: Lanes, call: int, is_step: bool) -> None:
+        self._lanes, self._transport = lanes, lanes.transport
+        self._call, self._is_step = call, is_step
 
     def receive(self, reply: AnswerReply) -> None:
         if not self._is_step:
+            self._lanes.watched.answer([self._call], reply.frame_ids[:1], has_failed=bool(reply.errors))
             self._transport.write(self._call, answer_message(reply).SerializeToString(), 1)
             return
         error = reply.errors[0][1] if reply.errors else None

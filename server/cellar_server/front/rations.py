@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -55,6 +56,12 @@ class Meter:
                 return _overloaded(what, missing / limits.max_steps_per_s)
         return None
 
+    def fits(self, rows: int, steps: int, now: float) -> bool:
+        """That many rows with so many steps together may come now, whatever each of them has."""
+        limits = self.limits
+        is_over = limits.max_steps_per_s and steps > limits.burst  # what a full bucket lets through as one
+        return not is_over and self.refusal(rows, steps, 0, now) is None
+
     def take(self, rows: int, steps: int) -> None:
         """They come."""
         self.in_flight += rows
@@ -74,38 +81,48 @@ class Meter:
 
 
 class Ration:
-    """What one caller may take of one model: the caller's meter and the model's."""
+    """What one caller may take of one model: the caller's meter and the model's. Any thread may use it; lock: that of
+    all who share a meter."""
 
-    def __init__(self, meters: list[Meter], clock: Callable[[], float]) -> None:
-        self._meters = meters
+    def __init__(self, meters: list[Meter], clock: Callable[[], float], lock: threading.Lock) -> None:
+        self.meters = meters
         self._clock = clock
+        self._lock = lock
+        sizes = [meter.limits.max_message_bytes for meter in meters]
+        self.max_message_bytes = min(filter(None, sizes), default=0)  # 0: of any size
 
     def take(self, rows: int, steps: int, num_bytes: int) -> CellarError | None:
         """Takes so many rows, steps and bytes of a message, or says why not: then nothing was taken."""
-        now = self._clock()
-        for meter in self._meters:
+        with self._lock:
+            return self.take_locked(rows, steps, num_bytes, self._clock())
+
+    def take_locked(self, rows: int, steps: int, num_bytes: int, now: float) -> CellarError | None:
+        """The same for whoever holds the lock."""
+        for meter in self.meters:
             error = meter.refusal(rows, steps, num_bytes, now)
             if error is not None:
                 return error
-        for meter in self._meters:
+        for meter in self.meters:
             meter.take(rows, steps)
         return None
 
     def give_back(self, rows: int) -> None:
         """So many rows were answered, whatever the answer."""
         now = self._clock()
-        for meter in self._meters:
-            meter.give_back(rows, now)
+        with self._lock:
+            for meter in self.meters:
+                meter.give_back(rows, now)
 
     def emit(self, steps: int) -> None:
         """A generation made so many emissions: what follows waits for them."""
-        for meter in self._meters:
-            meter.take(0, steps)
+        with self._lock:
+            for meter in self.meters:
+                meter.take(0, steps)
 
     def options(self, asked: int, options: Options) -> Options:
         """A generation's options within the limits. asked: its max_steps as the caller gave it, 0 for none;
         INVALID_SAMPLING."""
-        for meter in self._meters:
+        for meter in self.meters:
             most = meter.limits.max_generation_steps
             if most and asked > most:
                 raise CellarError(
@@ -131,13 +148,15 @@ class Charged:
 
 
 class Rations:
-    """The rations of all callers and models. One event loop uses them."""
+    """The rations of all callers and models. One event loop hands them out."""
 
     def __init__(self, table: LimitTable, clock: Callable[[], float] = time.monotonic) -> None:
         self.table = table
         self._clock = clock
+        self._lock = threading.Lock()
         self._callers: dict[str, Meter] = {}
         self._models: dict[str, Meter] = {}
+        self._rations: dict[tuple[str, str], Ration] = {}
 
     def of(self, scope: str, model: str) -> Ration | None:
         """What the caller of a scope may take of a model; None where nothing limits it."""
@@ -145,6 +164,8 @@ class Rations:
         meters: list[Meter] = []
         if not self.limits(scope, model):
             return None
+        if (known := self._rations.get((caller, model))) is not None:
+            return known
         for limits, kept, key, what in (
             (self.table.of_caller(caller), self._callers, caller, "the caller"),
             (self.table.of_model(model), self._models, model, f"model {model!r}"),
@@ -153,7 +174,36 @@ class Rations:
                 if key not in kept:
                     kept[key] = Meter(limits, what, self._clock())
                 meters.append(kept[key])
-        return Ration(meters, self._clock)
+        ration = self._rations[caller, model] = Ration(meters, self._clock, self._lock)
+        return ration
+
+    def take_rows(
+        self, rations: Sequence[Ration | None], steps: Sequence[int], num_bytes: Mapping[int, int]
+    ) -> dict[int, CellarError]:
+        """Takes rows that come one a message, of so many steps each, as one after the other would be taken: by place,
+        why some may not come. rations: None for a row without limits; num_bytes: of messages that may be too large."""
+        now = self._clock()
+        totals: dict[Ration, tuple[int, int]] = {}
+        for ration, count in zip(rations, steps, strict=True):
+            if ration is not None:
+                rows, total = totals.get(ration, (0, 0))
+                totals[ration] = rows + 1, total + count
+        meters: dict[Meter, tuple[int, int]] = {}
+        for ration, (rows, total) in totals.items():
+            for meter in ration.meters:
+                before = meters.get(meter, (0, 0))
+                meters[meter] = before[0] + rows, before[1] + total
+        errors: dict[int, CellarError] = {}
+        with self._lock:
+            if not num_bytes and all(meter.fits(*each, now) for meter, each in meters.items()):
+                for meter, each in meters.items():
+                    meter.take(*each)
+                return errors
+            for i, (ration, count) in enumerate(zip(rations, steps, strict=True)):
+                error = None if ration is None else ration.take_locked(1, count, num_bytes.get(i, 0), now)
+                if error is not None:
+                    errors[i] = error
+        return errors
 
     def limits(self, scope: str, model: str) -> bool:
         """Something beside the number of sessions limits the caller of a scope, or the model; any thread may ask."""

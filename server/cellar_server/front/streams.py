@@ -46,6 +46,7 @@ class StreamSession:
         self.context = context
         self._lanes = lanes  # of a native transport
         self._lane: Engine | None = None  # whose rows come without this object
+        self._is_watched = False  # these rows are limited or traced
         self.registry = registry
         self.number = next(_numbers) % 0xFFFFFFFE + 1
         self.caller = registry.callers.of(context)
@@ -82,7 +83,7 @@ class StreamSession:
             self.registry.streams_open -= 1
             writer.cancel()
             if self._lane is not None and self._lanes is not None:
-                self._lanes.close(self.number)
+                self._lanes.close(self.number, self.context.number)  # type: ignore[attr-defined]
             if self._trace is not None:
                 self._trace.close()
             for engine in self._engines.values():
@@ -202,10 +203,16 @@ class StreamSession:
 
     def _open_lane(self, engine: Engine) -> None:
         """From now on frames of one row may go to the engine without this object."""
-        if self._lanes is None or self._rations:  # a lane knows no limits
+        if self._lanes is None:
             return
-        if self._lane is None or (self._lane.is_over and self._lane is not engine):
-            self._lane = engine
+        ration = self._rations.get(engine.number)
+        is_watched = ration is not None or self._trace is not None
+        # what rows of a lane count against is one ration: a second lane is for streams without limits alone
+        is_free = not is_watched and not self._is_watched
+        if self._lane is None or (self._lane.is_over and self._lane is not engine and is_free):
+            self._lane, self._is_watched = engine, is_watched
+            if is_watched:
+                self._lanes.watched.open(self.context.number, ration, self._trace)  # type: ignore[attr-defined]
             lane = self._lanes.open(engine, self.number, self._post, self.turn)
             self.context.open_lane(lane, self.number, self.registry.config.max_frames_in_flight)  # type: ignore[attr-defined]
 

@@ -188,6 +188,10 @@ class StreamTrace:
                 span.set_status(Status(StatusCode.ERROR))
             self._traces.finish(span, timing, attributes)
 
+    def answer(self, frame_id: int, *, has_failed: bool) -> None:
+        """A frame of one row is answered, which came without its stream; from any thread."""
+        self._end(frame_id, {"cellar.failed_rows": 1} if has_failed else None)
+
     def close(self) -> None:
         """The stream has ended, and with it what was not answered."""
         for frame_id in list(self._frames):

@@ -14,6 +14,7 @@ from cellar_server.sessions.messages import UNARY_STREAM, Rows, RowsReply
 from cellar_server.sessions.runs import OVERLAP_S, Outcome, Run, Runs
 from cellar_server.sessions.selection import halves
 from cellar_server.sessions.table import span
+from cellar_server.sessions.timing import Timing
 
 # Runs whose answers may wait to be stored while there is something else to do.
 MAX_UNSETTLED = 2
@@ -65,12 +66,15 @@ class Express:
         if rows.ids is not None:
             self.issue(rows, slots)
         self._running, self._rest = rows, rest
-        self._answer(rows, slots, start, inputs.reshape(n, q, *content.unit_shape))
+        timed = [] if rows.timings is None else list(filter(None, rows.timings))
+        for timing in timed:
+            timing.taken_s = now
+        self._answer(rows, slots, start, inputs.reshape(n, q, *content.unit_shape), timed)
         self._running = None
         return True
 
-    def _answer(self, rows: Rows, slots: np.ndarray, start: np.ndarray, x: np.ndarray) -> None:
-        outcome = self._commit(slots, start, x)
+    def _answer(self, rows: Rows, slots: np.ndarray, start: np.ndarray, x: np.ndarray, timed: list[Timing]) -> None:
+        outcome = self._commit(slots, start, x, timed)
         if isinstance(outcome, CellarError):
             self.frames.refuse_rows(rows, np.arange(len(slots)), outcome)
             return
@@ -148,10 +152,10 @@ class Express:
         rows.handle, rows.stream = table.handles(slots), np.full(len(slots), UNARY_STREAM)
 
     def _commit(
-        self, slots: np.ndarray, start: np.ndarray, x: np.ndarray
+        self, slots: np.ndarray, start: np.ndarray, x: np.ndarray, timed: list[Timing]
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray] | CellarError:
         """Runs inputs x [n, q, ...] and makes the outcome the sessions': positions and emissions of each [n], and the
-        outputs float32 [n * q, ...]."""
+        outputs float32 [n * q, ...]. timed: of those rows that are traced."""
         core, table, (n, q) = self.core, self.core.table, x.shape[:2]
         place = span(slots)
         run = Run(slots, x, table.state[place], float(core.scheduler.cost(n, q)))
@@ -159,11 +163,15 @@ class Express:
             core.counts.copy("state", run.state.nbytes)
         if len(self._unsettled) >= MAX_UNSETTLED and run.cost_s < OVERLAP_S:
             self.settle()
+        for timing in timed:
+            timing.begin(core.clock(), n)
         outcome = self.compute(run)
+        ended = core.clock()
+        for timing in timed:
+            timing.ended_s = ended
         if isinstance(outcome, CellarError):
             return outcome
         y, following = outcome
-        ended = core.clock()
         self.runs.count(n, q, run.took_s)
         core.counts.queue_rows += n
         core.counts.queue.add(0.0, n)  # they waited for nothing

@@ -71,7 +71,8 @@ class Rows:
     live: int = 0  # as in FrameRequest
     caller: np.ndarray | None = None  # who takes turns with others; None: the streams do
     arrived_s: float = 0.0  # their deadlines say it all
-    timing: Timing | None = None  # rows that came one a message are not traced
+    timing: Timing | None = None  # of a row alone
+    timings: np.ndarray | None = None  # of each row [n] its Timing or None; None where none is traced
 
     @property
     def callers(self) -> np.ndarray:

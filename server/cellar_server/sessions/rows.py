@@ -16,7 +16,7 @@ from cellar_server.sessions.digest import digests, mix
 from cellar_server.sessions.express import Express
 from cellar_server.sessions.frames import Frames
 from cellar_server.sessions.messages import Rows, RowsBack
-from cellar_server.sessions.selection import chosen, in_time, joined
+from cellar_server.sessions.selection import chosen, in_time, joined, timed
 from cellar_server.sessions.table import engines_of
 
 
@@ -63,8 +63,8 @@ class RowsIn:
             else:
                 self.express.issue(rows, slots)
             rows = self._fit(in_time(self.core, rows, self._steps(rows), now, self.frames.refuse_rows))
-            if len(rows.call):
-                self._admit(rows, now)
+            for each in timed(rows):
+                self._admit(each, now)
 
     def finish(self, now: float) -> None:
         """Runs what is left of rows that came before, to its end."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -62,6 +63,20 @@ def chosen(rows: Any, places: np.ndarray, counts: Counts | None = None) -> Any:
     return _picked(rows, places, [] if rows.ids is None else [rows.ids[i] for i in places.tolist()], data)
 
 
+def timed(rows: Rows) -> Iterator[Rows]:
+    """The rows in their order, each one that is traced by itself: what happens to it is that of no other."""
+    n = len(rows.call)
+    if rows.timings is None:
+        if n:
+            yield rows
+        return
+    traced = [i for i, timing in enumerate(rows.timings) if timing is not None]
+    cuts = sorted({0, n, *traced, *(i + 1 for i in traced)})
+    for first, end in pairwise(cuts):
+        each = chosen(rows, np.arange(first, end))
+        yield replace(each, timing=rows.timings[first], timings=None)
+
+
 def halves(rows: Any, count: int) -> tuple[Any, Any]:
     """The first `count` rows and the others, all of one size: their bytes stay where they are."""
     cut = count * int(rows.size[0])
@@ -79,6 +94,7 @@ def _picked(rows: Any, places: np.ndarray | slice, ids: list[str], data: np.ndar
         ids=None if rows.ids is None else ids,
         deadline=None if rows.deadline is None else rows.deadline[places],
         caller=None if rows.caller is None else rows.caller[places],
+        timings=None if rows.timings is None else rows.timings[places],
     )
 
 
@@ -96,6 +112,9 @@ def joined(requests: list[Any], counts: Counts) -> Any:
         if all(rows.deadline is None for rows in requests)
         else np.concatenate([np.full(len(r.call), np.inf) if r.deadline is None else r.deadline for r in requests]),
         caller=None if all(rows.caller is None for rows in requests) else np.concatenate([r.callers for r in requests]),
+        timings=None
+        if all(rows.timings is None for rows in requests)
+        else np.concatenate([np.full(len(r.call), None) if r.timings is None else r.timings for r in requests]),
     )
 
 
