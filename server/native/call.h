@@ -54,6 +54,13 @@ class Call : public std::enable_shared_from_this<Call> {
     go_on();
   }
 
+  // From now on the call is read ahead until `window` of its messages are not settled. None of them comes as a row.
+  void read_ahead(int window) {
+    std::lock_guard guard(lock_);
+    window_ = window;
+    go_on();
+  }
+
   // The only message of a unary call came as a row and is to be told of as that of any other call.
   void hand_back(const grpc::ByteBuffer& message) {
     std::lock_guard guard(lock_);
@@ -176,7 +183,7 @@ class Call : public std::enable_shared_from_this<Call> {
     double deadline_s = kNever;
     if (style() == Style::kStream) {
       // a message that is no row may name the sessions of rows behind it: these wait until it was dealt with
-      if (!window_ || num_messages_ || !read_frame(message, &row)) return false;
+      if (source_.lane == kUnary || num_messages_ || !read_frame(message, &row)) return false;
     } else {
       if (style() == Style::kSingle) return false;
       const bool is_row = style() == Style::kStep ? read_step(message, &row) : read_predict(message, &row);
@@ -226,8 +233,8 @@ class Call : public std::enable_shared_from_this<Call> {
   grpc::ByteBuffer in_, last_;
   std::deque<std::pair<grpc::ByteBuffer, int>> out_;  // and the rows that each settles
   grpc::Status status_;
-  int window_ = 0;                       // 0: no lane
-  int num_messages_ = 0, num_rows_ = 0;  // of a lane, not settled
+  int window_ = 0;                       // 0: a message is read when it is asked for
+  int num_messages_ = 0, num_rows_ = 0;  // of the window, not settled
   bool is_reading_ = false, is_writing_ = false, is_finishing_ = false, is_over_ = false;
   bool is_half_closed_ = false, is_half_close_told_ = false;
 };

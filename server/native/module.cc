@@ -212,6 +212,7 @@ PYBIND11_MODULE(_native, module) {
       .def("counters", &Transport::counters)
       .def("open_lane", on_call(&Call::open_lane), released())
       .def("hand_back", on_call(&Call::hand_back), released())
+      .def("read_ahead", on_call(&Call::read_ahead), released())
       .def("settle", on_call(&Call::settle), released())
       .def("read", on_call(&Call::read), released())
       .def("write", on_call(&Call::write), released())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from cellar_proto.v1.inference_pb2 import Frame
 from cellar_proto.v1.reason_pb2 import Reason
 from cellar_server.scheduler.fairness import PATIENCE_S
 from cellar_server.sessions.core import WAIT_PART
-from cellar_server.sessions.messages import AnswerReply, Rows, RowsRefused, RowsReply
+from cellar_server.sessions.messages import BY_SEQUENCE, AnswerReply, Rows, RowsRefused, RowsReply
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -74,6 +75,18 @@ def test_rows_take_turns_by_stream_or_by_the_name_of_their_caller() -> None:
     assert len(set(greedy) & set(first)) == 2
     bench.run()
     assert set(outcomes(bench).values()) == {""}
+
+
+def test_rows_of_two_outlets_share_a_run_and_are_answered_to_their_own() -> None:
+    bench = Bench(counter_model(), max_rows_per_run=8)
+    a, b, c, d = bench.open(4)
+    mine, others = rows([a, c], 1), replace(rows([b, d], 1), rest=b"others", outlet=BY_SEQUENCE)
+    bench.send([bench.open()[0]], [0], [[1.0]])  # so that none goes the short way
+    bench.sessions.admit([mine, others])
+    bench.run()
+    assert bench.sessions.core.counts.runs == 1
+    replies = [reply for reply in bench.sessions.take_replies() if type(reply) is RowsReply]
+    assert [(reply.to, reply.handles.tolist()) for reply in replies] == [(others.to, [b, d]), (mine.to, [a, c])]
 
 
 def test_rows_that_would_wait_beyond_their_time_are_refused_at_once() -> None:

@@ -12,7 +12,7 @@ from cellar_server.sessions.content import Content
 from cellar_server.sessions.core import LATE, Core
 from cellar_server.sessions.durability import lost
 from cellar_server.sessions.messages import UNARY_STREAM, FrameReply, FrameRequest, Rows
-from cellar_server.sessions.outbox import SHARED, Outbox
+from cellar_server.sessions.outbox import Outbox
 from cellar_server.sessions.table import span
 
 # More frames than ever come: outlets of askers without a stream lie below all streams, in the order of their frames.
@@ -215,7 +215,7 @@ class Frames:
         work.stream[taken] = columns.stream if isinstance(columns.stream, int) else columns.stream[left]
         request = columns.frames[0].request
         if isinstance(request, Rows):
-            work.outlet[taken] = SHARED
+            work.outlet[taken] = request.outlet
             work.call[taken], work.frame_id[taken] = request.call[left], request.frame_id[left]
         elif request.stream == UNARY_STREAM:
             # what one run finishes for one stream is one answer: here every frame has an asker of its own

@@ -17,6 +17,10 @@ from cellar_server.sessions.timing import Timing
 # Whom handles are issued to for chunks that come by session id: no stream has this number.
 UNARY_STREAM = 0xFFFFFFFF
 
+# Rows that came one a message and share an outlet share an asker, and are answered in one reply: the transport's, and
+# those of sequences of the Open Inference Protocol.
+OUTLETS = BY_CALL, BY_SEQUENCE = 0, -1
+
 
 @dataclass(slots=True)
 class FrameRequest:
@@ -73,6 +77,7 @@ class Rows:
     arrived_s: float = 0.0  # their deadlines say it all
     timing: Timing | None = None  # of a row alone
     timings: np.ndarray | None = None  # of each row [n] its Timing or None; None where none is traced
+    outlet: int = BY_CALL
 
     @property
     def callers(self) -> np.ndarray:

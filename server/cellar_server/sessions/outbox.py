@@ -9,10 +9,7 @@ import numpy as np
 
 from cellar_server.errors import CellarError
 from cellar_server.sessions.core import Core
-from cellar_server.sessions.messages import AnswerReply, FrameRequest, Rows, RowsRefused, RowsReply
-
-# The outlet of rows that came one a message: what one run finished of them is one reply, whose they are.
-SHARED = 0
+from cellar_server.sessions.messages import OUTLETS, AnswerReply, FrameRequest, Rows, RowsRefused, RowsReply
 
 
 class Outbox:
@@ -53,7 +50,7 @@ class Outbox:
             bounds = [0, *(np.flatnonzero(np.diff(outlets)) + 1).tolist(), n]
         else:
             bounds = [0, n]
-            if outlets[0] == SHARED and not self._also:
+            if outlets[0] in OUTLETS and not self._also:
                 self._answer_shared(rows, positions, emissions, outputs)
                 return
         owners = work.owner[rows].tolist()
@@ -62,7 +59,7 @@ class Outbox:
         at = [0, *np.cumsum(emissions).tolist()]
         requests, replies = self._requests, self.core.replies
         for low, high in pairwise(bounds):
-            if outlets[low] == SHARED:
+            if outlets[low] in OUTLETS:
                 part = slice(low, high)
                 self._answer_shared(rows[part], positions[part], emissions[part], outputs[at[low] : at[high]])
                 continue

@@ -41,7 +41,7 @@ class NativeCall:
         self._trailing: Metadata = ()
         self._code, self._details = grpc.StatusCode.OK, ""
         self._is_finished = self._is_cancelled = False
-        self._has_lane = False
+        self._is_read_ahead = False
         self.task: asyncio.Task[None] | None = None
         self.deserialize: Callable[[bytes], Any] = bytes
         self.serialize: Callable[[Any], bytes] = bytes
@@ -73,7 +73,7 @@ class NativeCall:
         while not self._messages:
             if self._is_half_closed:
                 return EOF
-            if not self._has_lane:
+            if not self._is_read_ahead:
                 self._transport.read(self.number)
             self._reader = asyncio.get_running_loop().create_future()
             await self._reader
@@ -138,18 +138,29 @@ class NativeCall:
         self._is_finished = True
         self._transport.finish(self.number, message, _native.End(code.value[0], details, list(trailing)))
 
-    # -- a stream of rows ----------------------------------------------------------------------------------------
+    # -- a stream that is read ahead -----------------------------------------------------------------------------
 
     def open_lane(self, lane: int, stream: int, window: int) -> None:
         """Frames of one row come in a lane from now on, with the stream's number, and `read` gives the others. Each of
         these must be settled."""
-        self._has_lane = True
+        self._is_read_ahead = True
         self._transport.open_lane(self.number, lane, stream, window)
 
     def settle(self, messages: int, rows: int = 0) -> None:
         """So many messages that `read` gave, or rows that were not answered as rows, are dealt with."""
-        if self._has_lane:
+        if self._is_read_ahead:
             self._transport.settle(self.number, messages, rows)
+
+    def read_ahead(self, window: int) -> None:
+        """Messages come before `read` asks for them, while fewer than `window` are open: each must be settled, or
+        answered by `answer`."""
+        self._is_read_ahead = True
+        self._transport.read_ahead(self.number, window)
+
+    def answer(self, message: Any) -> None:
+        """Sends what settles one message, once it is written. Returns at once."""
+        self._transport.settle(self.number, 1, -1)
+        self._transport.write(self.number, self.serialize(message), 1)
 
     # -- events, from the transport ------------------------------------------------------------------------------
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator
 from typing import Any, NoReturn, Protocol
 
 import grpc
@@ -166,9 +165,7 @@ class OpenInference:
         except CellarError as error:
             await abort_in_words(context, error)
 
-    async def ModelStreamInfer(
-        self, requests: AsyncIterator[Any], context: grpc.aio.ServicerContext
-    ) -> AsyncIterator[Any]:
+    async def ModelStreamInfer(self, requests: object, context: grpc.aio.ServicerContext) -> None:
         """Many requests in flight: those of one sequence are answered in their order, others as they finish."""
         is_real = REAL_STATUS in {(key, value) for key, value in context.invocation_metadata() or ()}
         try:
@@ -176,8 +173,7 @@ class OpenInference:
         except CellarError as error:
             await abort_in_words(context, error)
         with self.registry.streams.hold(stream):
-            async for response in stream.run(requests, self._answers, is_real=is_real):
-                yield response
+            await stream.run(self._answers, is_real=is_real)
 
 
 async def _unsupported(request: Any, context: grpc.aio.ServicerContext) -> NoReturn:
