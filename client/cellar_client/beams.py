@@ -144,6 +144,7 @@ class _Search:
             session_id=session,
             position=held,
             max_steps=len(ids) + 1,
+            temperature=0.0,  # the likeliest is what `drawn` says
             num_alternatives=self._num_beams,
             next_id=next_id,
             version=self._version,

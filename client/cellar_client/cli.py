@@ -70,13 +70,19 @@ def _parser() -> argparse.ArgumentParser:
 
     generate = verbs.add_parser("generate", parents=[common, shown], help="generate from a condition")
     generate.add_argument("model")
-    generate.add_argument("condition", nargs="?", default="")
-    generate.add_argument("--seed", type=int)
-    generate.add_argument("--max-steps", type=int, default=0)
-    generate.add_argument("--temperature", type=float, default=0.0)
-    generate.add_argument("--top-k", type=int, default=0)
-    generate.add_argument("--top-p", type=float, default=0.0)
-    generate.add_argument("--stop", action="append", default=[])
+    generate.add_argument("condition", nargs="?", default="", help="a prompt, a sentence, a dialogue act, a name")
+    generate.add_argument("--seed", type=int, help="the same seed gives the same output (default: a new one)")
+    generate.add_argument("--max-steps", type=int, default=0, metavar="N", help="most emissions (default: the model's)")
+    generate.add_argument(
+        "--temperature", type=float, metavar="T", help="divides the logits; 0: greedy (default: the model's)"
+    )
+    generate.add_argument(
+        "--top-k", type=int, metavar="K", help="draw among the K likeliest; 0: all (default: the model's)"
+    )
+    generate.add_argument(
+        "--top-p", type=float, metavar="P", help="draw among the likeliest that reach P; 0: all (default: the model's)"
+    )
+    generate.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end behind it; repeatable")
     generate.set_defaults(run=_generate)
 
     surprisal = verbs.add_parser(

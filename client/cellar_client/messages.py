@@ -180,7 +180,13 @@ def session_info(message: sessions_pb2.Session) -> SessionInfo:
 
 
 def sampling(
-    *, seed: int | None, max_steps: int, temperature: float, top_k: int, top_p: float, stop: Sequence[str]
+    *,
+    seed: int | None,
+    max_steps: int,
+    temperature: float | None,
+    top_k: int | None,
+    top_p: float | None,
+    stop: Sequence[str],
 ) -> sampling_pb2.Sampling:
     return sampling_pb2.Sampling(
         temperature=temperature, top_k=top_k, top_p=top_p, seed=seed, max_steps=max_steps, stop=stop

@@ -33,9 +33,9 @@ class Verbs(ModelVerbs, Generic[Session, Generation, Stream]):
         *,
         seed: int | None = None,
         max_steps: int = 0,
-        temperature: float = 0.0,
-        top_k: int = 0,
-        top_p: float = 0.0,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
         stop: Sequence[str] = (),
         session_id: str = "",
         position: int = 0,
@@ -47,7 +47,8 @@ class Verbs(ModelVerbs, Generic[Session, Generation, Stream]):
         """Emissions as they are made, to iterate over: tokens. condition: a text (a sentence, a prompt, a dialogue act,
         a name), or the numbers of a model without codec, an array of its dtype and shape.
 
-        temperature 0 is greedy; the same seed gives the same emissions. A call that breaks is made again, and goes on
+        temperature 0 is greedy; what is None of temperature, top_k and top_p is as suits the model (its manifest says:
+        greedy, if nothing else). The same seed gives the same emissions. A call that breaks is made again, and goes on
         where it was. With a session_id the server keeps the generation, and a later call goes on with it from
         `position`, the number of emissions already held; where max_steps ended it, a greater number lets it go on.
         num_alternatives: of how many of its last step's most likely ids the generation tells; next_id: of a fork, what

@@ -137,7 +137,13 @@ class Melody(Network):
         manifest.prime.name.names.extend(GENRES)
         manifest.generation.CopyFrom(
             Generation(
-                begin_id=BEGIN, end_id=END, default_max_steps=600, max_steps=1000, vocabulary_file="vocabulary.json"
+                begin_id=BEGIN,
+                end_id=END,
+                default_max_steps=600,
+                max_steps=1000,
+                vocabulary_file="vocabulary.json",
+                default_temperature=SAMPLING.temperature,
+                default_top_p=SAMPLING.top_p,
             )
         )
         manifest.position_unit = EMISSIONS
@@ -268,7 +274,8 @@ def evaluate(network: Melody, data: Path, num_tunes: int = NUM_TUNES, seeds: Seq
             "without their bass. Right bars: each is as long as the metre says, but for a section's pick-up and the "
             "bar that it completes; endings alternate; the last bar is closed. The classifier is naive Bayes on runs "
             f"of one to four notes and bar lines, without chords and fields. How to draw ({SAMPLING}) was chosen on "
-            "draws from other seeds (`python -m cellar_models.melody_draws`); ask for it with every generation.\n"
+            "draws from other seeds (`python -m cellar_models.melody_draws`); it is the model's own "
+            "where a caller does not say.\n"
             "No int8: after 16 steps it differs from "
             "float32 by 0.35 of the largest output; 0.25 is the most that is allowed."
         ),

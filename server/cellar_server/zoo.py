@@ -12,6 +12,7 @@ import numpy as np
 from cellar_proto.v1.manifest_pb2 import Manifest, Mode, PositionUnit
 from cellar_proto.v1.manifest_pb2 import TextCodec as TextSpec
 from cellar_proto.v1.reason_pb2 import Reason
+from cellar_proto.v1.sampling_pb2 import Sampling
 from cellar_proto.v1.tensor_pb2 import DataType
 from google.protobuf import json_format
 
@@ -23,6 +24,7 @@ from cellar_server.codecs.vocabulary import Vocabulary
 from cellar_server.errors import CellarError
 from cellar_server.runtime.base import Runtime, StartupError
 from cellar_server.runtime.onnx import DTYPES, GraphMismatch, OnnxRuntime
+from cellar_server.sampling.sampler import Options
 
 log = logging.getLogger("cellar_server.zoo")
 # Bytes of the manifest, of a codec's file, and of any other file.
@@ -86,6 +88,7 @@ def load(
         manifest = _manifest(entry)
         manifest = serve_in(manifest, manifest.precision or precision if provider == "cpu" else "float32")
         _check_parts(manifest)
+        Options.from_proto(Sampling(), manifest.generation, lambda: 0)  # its own defaults
         runtime = OnnxRuntime(manifest, entry.folder, provider=provider, intra_op=intra_op, spin=spin)
         _try_out(manifest, runtime)
         return Model(manifest, runtime, *_codecs(manifest, entry.folder))

@@ -43,6 +43,16 @@ def test_a_genre_becomes_a_tune_that_can_be_played(client: cellar_client.Client)
 
 
 @shipped("melody")
+def test_a_tune_is_drawn_as_suits_the_model_where_nothing_is_said(client: cellar_client.Client) -> None:
+    said = tune_of(client, "jig", 5)
+    assert "".join(token.text for token in client.generate("melody", "jig", seed=5)) == said
+    likeliest = "".join(token.text for token in client.generate("melody", "jig", seed=5, temperature=0))
+    assert likeliest != said
+    with pytest.raises(errors.EmptyInput, match="one of reel, jig, hornpipe, waltz"):
+        list(client.generate("melody"))
+
+
+@shipped("melody")
 def test_a_genre_that_is_not_known_is_refused_by_name(client: cellar_client.Client) -> None:
     with pytest.raises(errors.InvalidCondition, match="reel, jig, hornpipe, waltz"):
         tune_of(client, "tango", 1)

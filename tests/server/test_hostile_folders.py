@@ -125,6 +125,11 @@ HOSTILE: list[tuple[str, Callable[[Path], None], str]] = [
     ("no output", changed(lambda m: m.output.shape.append(0)), "output.shape is"),
     ("axes", changed(lambda m: m.input.shape.extend([1] * 20)), "input.shape is"),
     ("twins", changed(lambda m: setattr(m.parity, "min_rows", 2**31)), "min_rows"),
+    (
+        "sampling",
+        changed(lambda m: setattr(m.generation, "default_temperature", float("nan"))),
+        "temperature is from 0",
+    ),
     ("part", changed(lambda m: m.parts[0].shape.extend([2**32 - 1] * 30)), "hold"),
     ("start size", with_start(np.zeros(5)), "start.f32 holds 5"),
     ("start NaN", with_start(np.array([1, np.nan])), "NaN"),

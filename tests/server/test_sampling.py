@@ -96,6 +96,20 @@ def test_options_that_cannot_be(sampling: Sampling) -> None:
     assert reason_of(caught.value) == "INVALID_SAMPLING"
 
 
+def test_what_a_caller_leaves_out_is_the_models() -> None:
+    generation = Generation(
+        max_steps=100, default_max_steps=10, default_temperature=0.75, default_top_k=5, default_top_p=0.5
+    )
+    silent = Options.from_proto(Sampling(seed=1), generation, lambda: 1)
+    assert (silent.temperature, silent.top_k, silent.top_p) == (0.75, 5, 0.5)
+    said = Options.from_proto(Sampling(seed=1, temperature=0, top_k=0, top_p=0), generation, lambda: 1)
+    assert (said.temperature, said.top_k, said.top_p) == (0, 0, 0)
+    # as it is kept with a session: what was said, whatever the model's own are by then
+    assert Options.from_proto(said.to_proto(), generation, lambda: 1) == said
+    with pytest.raises(CellarError, match="temperature is from 0 to 100, not 200"):
+        Options.from_proto(Sampling(), Generation(max_steps=1, default_temperature=200), lambda: 1)
+
+
 def test_a_seed_is_minted_where_none_is_given() -> None:
     generation = Generation(max_steps=100, default_max_steps=10)
     assert Options.from_proto(Sampling(), generation, lambda: 77).seed == 77

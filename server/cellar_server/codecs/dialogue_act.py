@@ -13,6 +13,8 @@ from cellar_server.errors import CellarError
 class DialogueActCodec:
     """Reads `act(slot='value';slot=value;slot)` into the features that the model was trained on."""
 
+    expected = "a dialogue act, as inform(name='Aromi';food='Chinese')"
+
     def __init__(self, spec: manifest_pb2.DialogueActCodec) -> None:
         self._place = {name: i for i, name in enumerate(spec.features)}
         self._copied, self._closed = frozenset(spec.copied_slots), frozenset(spec.closed_slots)

@@ -16,6 +16,7 @@ class NameCodec:
         self._place = {name: i for i, name in enumerate(spec.names)}
         if len(self._place) != len(spec.names):
             raise ValueError("a name stands twice in the condition's names")
+        self.expected = f"one of {', '.join(self._place)}"
 
     def read(self, text: bytes) -> tuple[np.ndarray, dict[str, str]]:
         """float32 [names], and no placeholders. INVALID_TEXT, INVALID_CONDITION."""
@@ -24,7 +25,7 @@ class NameCodec:
         except UnicodeDecodeError as error:
             raise CellarError(Reason.INVALID_TEXT, f"the name is not UTF-8 at byte {error.start}") from None
         if name not in self._place:
-            raise CellarError(Reason.INVALID_CONDITION, f"the condition is one of {', '.join(self._place)}")
+            raise CellarError(Reason.INVALID_CONDITION, f"the condition is {self.expected}")
         vector = np.zeros(len(self._place), np.float32)
         vector[self._place[name]] = 1.0
         return vector, {}

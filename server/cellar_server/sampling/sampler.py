@@ -45,15 +45,19 @@ class Options:
     def from_proto(
         sampling: sampling_pb2.Sampling, generation: manifest_pb2.Generation, mint_seed: Callable[[], int]
     ) -> Options:
-        """Checked options; INVALID_SAMPLING names the first that cannot be."""
+        """Checked options, the model's own where the caller leaves one out; INVALID_SAMPLING names the first that
+        cannot be."""
         limit = generation.max_steps
+        temperature = sampling.temperature if sampling.HasField("temperature") else generation.default_temperature
+        top_k = sampling.top_k if sampling.HasField("top_k") else generation.default_top_k
+        top_p = sampling.top_p if sampling.HasField("top_p") else generation.default_top_p
         for is_bad, message in (
             (
-                not 0 <= sampling.temperature <= MAX_TEMPERATURE,
-                f"temperature is from 0 to {MAX_TEMPERATURE:g}, not {sampling.temperature:g}",
+                not 0 <= temperature <= MAX_TEMPERATURE,
+                f"temperature is from 0 to {MAX_TEMPERATURE:g}, not {temperature:g}",
             ),
-            (not 0 <= sampling.top_p <= 1, f"top_p is from 0 to 1, not {sampling.top_p:g}"),
-            (math.isnan(sampling.temperature) or math.isnan(sampling.top_p), "a sampling option is NaN"),
+            (not 0 <= top_p <= 1, f"top_p is from 0 to 1, not {top_p:g}"),
+            (math.isnan(temperature) or math.isnan(top_p), "a sampling option is NaN"),
             (sampling.max_steps > limit, f"max_steps is {limit} at most, not {sampling.max_steps}"),
             (len(sampling.stop) > MAX_STOPS, f"at most {MAX_STOPS} stop texts"),
             (
@@ -64,9 +68,9 @@ class Options:
             if is_bad:
                 raise CellarError(Reason.INVALID_SAMPLING, message)
         return Options(
-            sampling.temperature,
-            sampling.top_k,
-            sampling.top_p,
+            temperature,
+            top_k,
+            top_p,
             sampling.seed if sampling.HasField("seed") else mint_seed(),
             sampling.max_steps or min(generation.default_max_steps, limit),
             tuple(stop.encode() for stop in sampling.stop),

@@ -78,7 +78,7 @@ class Conditions:
             if request.condition:
                 raise CellarError(Reason.INVALID_CONDITION, "the model takes its condition as text")
             if not request.text:
-                raise CellarError(Reason.EMPTY_INPUT, "the condition is empty")
+                raise CellarError(Reason.EMPTY_INPUT, f"the condition is empty; it is {model.condition.expected}")
             _check_text(request.text)
             return model.condition.read(request.text)
         spec = manifest.prime.condition
