@@ -62,16 +62,59 @@ def test_greedy_takes_the_lowest_of_equals() -> None:
     assert draw(np.array([[1.0, 3.0, 3.0]]), temperature=0.0).tolist() == [1]
 
 
-def test_a_row_does_not_depend_on_its_batch_mates() -> None:
-    rng = np.random.default_rng(0)
-    logits = rng.normal(0, 3, (64, 50)).astype(np.float32)
-    columns = (
-        rng.choice([0.0, 0.7, 1.3], 64).astype(np.float32),
-        rng.integers(0, 9, 64),
-        rng.choice([0.0, 0.9], 64).astype(np.float32),
-        rng.integers(0, 2**63, 64).astype(np.uint64),
-        rng.integers(0, 100, 64).astype(np.uint64),
+def columns_of(rng: np.random.Generator, rows: int) -> tuple[np.ndarray, ...]:
+    return (
+        rng.choice([0.0, 0.1, 0.7, 1.0, 1.3, 100.0], rows).astype(np.float32),
+        rng.choice([0, 0, 1, 3, 9, 40, 5000], rows),
+        rng.choice([0.0, 0.0, 0.1, 0.9, 0.95, 0.999, 1.0], rows).astype(np.float32),
+        rng.integers(0, 2**63, rows).astype(np.uint64),
+        rng.integers(0, 100, rows).astype(np.uint64),
     )
+
+
+def sorted_whole(
+    logits: np.ndarray,
+    temperature: np.ndarray,
+    top_k: np.ndarray,
+    top_p: np.ndarray,
+    seeds: np.ndarray,
+    positions: np.ndarray,
+) -> list[int]:
+    """What `sample` says that it draws, row by row, in words that look at everything."""
+    ids = []
+    for i, row in enumerate(logits.astype(np.float64)):
+        if not temperature[i]:
+            ids.append(int(row.argmax()))
+            continue
+        order = np.argsort(-row, kind="stable")
+        weights = np.exp((row[order] - row.max()) / np.float64(temperature[i]))
+        if top_k[i]:
+            weights[top_k[i] :] = 0.0
+        if 0 < top_p[i] < 1:
+            weights[np.cumsum(weights) - weights >= np.float64(top_p[i]) * weights.sum()] = 0.0
+        sums = np.cumsum(weights)
+        place = int((sums <= uniforms(seeds[i : i + 1], positions[i : i + 1])[0] * sums[-1]).sum())
+        ids.append(int(order[min(place, (weights > 0).sum() - 1)]))
+    return ids
+
+
+@pytest.mark.parametrize("size", [2, 66, 128, 129, 400, 1189])
+@pytest.mark.parametrize("spread", [0.0, 0.5, 4.0, 50.0])
+def test_of_long_rows_only_a_part_is_sorted_and_the_draws_are_the_same(size: int, spread: float) -> None:
+    rng = np.random.default_rng(size)
+    for _ in range(12):
+        logits = rng.normal(0, spread, (40, size)).astype(np.float32)
+        logits[:10] = np.round(logits[:10])  # many are equal
+        logits[10:20, rng.integers(1, size, size // 2)] = -np.inf  # masked
+        columns = columns_of(rng, 40)
+        assert sample(logits, *columns)[0].tolist() == sorted_whole(logits, *columns)
+
+
+@pytest.mark.parametrize("size", [50, 3000])
+def test_a_row_does_not_depend_on_its_batch_mates(size: int) -> None:
+    rng = np.random.default_rng(0)
+    logits = rng.normal(0, 3, (64, size)).astype(np.float32)
+    columns = columns_of(rng, 64)
     together = sample(logits, *columns)
     for i in range(64):
         alone = sample(logits[i : i + 1], *(c[i : i + 1] for c in columns))

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import numpy as np
 
-_M0, _M1 = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)
-_W0, _W1 = np.uint32(0x9E3779B9), np.uint32(0xBB67AE85)
+_MULTIPLIERS = np.array([[0xD2511F53], [0xCD9E8D57]], np.uint64)
+# what each of the ten rounds adds to the key
+_WEYL = np.array([[[n * 0x9E3779B9], [n * 0xBB67AE85]] for n in range(10)], np.uint64)
 _LOW, _HALF = np.uint64(0xFFFFFFFF), np.uint64(32)
 
 
 def philox4x32(counter: np.ndarray, key: np.ndarray) -> np.ndarray:
     """Ten rounds. counter: uint32 [n, 4], key: uint32 [n, 2] -> uint32 [n, 4]."""
-    c0, c1, c2, c3 = (counter[:, i].copy() for i in range(4))
-    k0, k1 = key[:, 0].copy(), key[:, 1].copy()
-    for _ in range(10):
-        p0, p1 = _M0 * c0.astype(np.uint64), _M1 * c2.astype(np.uint64)
-        high0, low0 = (p0 >> _HALF).astype(np.uint32), (p0 & _LOW).astype(np.uint32)
-        high1, low1 = (p1 >> _HALF).astype(np.uint32), (p1 & _LOW).astype(np.uint32)
-        c0, c1, c2, c3 = high1 ^ c1 ^ k0, low1, high0 ^ c3 ^ k1, low0
-        k0, k1 = k0 + _W0, k1 + _W1
-    return np.stack([c0, c1, c2, c3], axis=1)
+    # words 0 and 2, and words 1 and 3: uint64 [2, n] each, so that a round is five operations
+    even, odd = counter.T[::2].astype(np.uint64), counter.T[1::2].astype(np.uint64)
+    keys = key.T.astype(np.uint64) + _WEYL & _LOW
+    for each in keys:
+        product = _MULTIPLIERS * even
+        even = (product >> _HALF)[::-1] ^ odd ^ each
+        odd = (product & _LOW)[::-1]
+    return np.stack([even[0], odd[0], even[1], odd[1]], axis=1).astype(np.uint32)
 
 
 def uniforms(seeds: np.ndarray, positions: np.ndarray, draw: int = 0) -> np.ndarray:

@@ -15,6 +15,10 @@ from cellar_server.sampling.philox import uniforms
 
 MAX_TEMPERATURE = 100.0
 MAX_STOPS, MAX_STOP_BYTES = 8, 64
+# Logits up to which a row is sorted as a whole.
+SMALL = 128
+# Logits that are looked at together: what stays in a core's cache.
+BLOCK = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,18 +95,24 @@ def sample(
     logits: float32 [rows, V]; temperature, top_k, top_p, seeds, positions (both uint64): [rows] -> ids int64 [rows],
     log_probabilities float32 [rows]. Greedy rows take the lowest of equal ids. A drawn row is ordered by falling
     logit, cut to the top k, then to the fewest whose share reaches top_p, and inverted at a Philox number of its
-    seed and position.
+    seed and position. Of a long row only those are sorted that this can come to.
     """
-    wide = logits.astype(np.float64)
-    shifted = wide - wide.max(axis=1, keepdims=True)
-    log_probabilities = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
-    ids = wide.argmax(axis=1)
-    drawn = np.flatnonzero(temperature > 0)
-    if len(drawn):
-        ids[drawn] = _draw(
-            shifted[drawn], temperature[drawn], top_k[drawn], top_p[drawn], seeds[drawn], positions[drawn]
-        )
-    return ids, log_probabilities[np.arange(len(ids)), ids].astype(np.float32)
+    block = max(1, BLOCK // logits.shape[1])
+    if len(logits) > block:
+        columns = (logits, temperature, top_k, top_p, seeds, positions)
+        parts = [sample(*(each[i : i + block] for each in columns)) for i in range(0, len(logits), block)]
+        return np.concatenate([ids for ids, _ in parts]), np.concatenate([each for _, each in parts])
+    shifted = logits.astype(np.float64)
+    shifted -= shifted.max(axis=1, keepdims=True)
+    ids = shifted.argmax(axis=1)
+    norms = np.log(np.exp(shifted).sum(axis=1))
+    drawn = temperature > 0
+    if drawn.all():
+        ids = _draw(shifted, temperature, top_k, top_p, seeds, positions)
+    elif drawn.any():
+        columns = (shifted, temperature, top_k, top_p, seeds, positions)
+        ids[drawn] = _draw(*(each[drawn] for each in columns))
+    return ids, (shifted[np.arange(len(ids)), ids] - norms).astype(np.float32)
 
 
 def most_likely(logits: np.ndarray, count: int) -> tuple[list[int], list[float]]:
@@ -124,17 +134,58 @@ def _draw(
     seeds: np.ndarray,
     positions: np.ndarray,
 ) -> np.ndarray:
-    rows, size = shifted.shape
-    order = np.argsort(-shifted, axis=1, kind="stable")
-    weights = np.exp(np.take_along_axis(shifted, order, axis=1) / temperature[:, None].astype(np.float64))
+    """Ids [rows]. shifted: float64 [rows, V]: logits less the row's highest."""
+    size = shifted.shape[1]
+    scaled = shifted / temperature[:, None].astype(np.float64)
     k = np.where(top_k > 0, np.minimum(top_k, size), size)
-    weights[np.arange(size) >= k[:, None]] = 0.0
-    sums = np.cumsum(weights, axis=1)
     p = np.where((top_p > 0) & (top_p < 1), top_p.astype(np.float64), 2.0)
-    # a token stays while the ones before it have not reached top_p of the whole
-    weights[(sums - weights) >= p[:, None] * sums[:, -1:]] = 0.0
+    u = uniforms(seeds, positions)
+    if size <= SMALL:
+        order = np.argsort(-scaled, axis=1, kind="stable")
+        return _invert(order, np.exp(np.take_along_axis(scaled, order, axis=1)), k, p, u, None)
+    total = np.exp(scaled).sum(axis=1)
+    ids, head = _heads(scaled, k, np.log(0.5 * np.where(p < 1, 1 - p, 1 - u) * total / size))
+    order = np.argsort(-head, axis=1, kind="stable")
+    weights = np.exp(np.take_along_axis(head, order, axis=1))
+    return _invert(np.take_along_axis(ids, order, axis=1), weights, k, p, u, np.where(k < size, 0.0, total))
+
+
+def _heads(scaled: np.ndarray, k: np.ndarray, floor: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """What can be drawn of each row: ids ascending int64 [rows, C], and their logits, -inf behind the last one.
+
+    That is the top k where k [rows] cuts, else what lies above floor [rows]: V tokens at the floor would weigh half of
+    what no draw of the row looks at.
+    """
+    rows, size = scaled.shape
+    mask = scaled > floor[:, None]
+    for each in np.unique(k[k < size]).tolist():
+        those = np.flatnonzero(k == each)
+        lowest = np.partition(scaled[those], size - each, axis=1)[:, size - each]
+        mask[those] = scaled[those] >= lowest[:, None]
+    flat = np.flatnonzero(mask)
+    row = flat // size
+    counts = np.bincount(row, minlength=rows)
+    place = np.arange(len(flat)) - (np.cumsum(counts) - counts)[row]
+    ids = np.zeros((rows, counts.max()), np.int64)
+    head = np.full(ids.shape, -np.inf)
+    ids[row, place] = flat - row * size
+    head[row, place] = scaled.ravel()[flat]
+    return ids, head
+
+
+def _invert(
+    ids: np.ndarray, weights: np.ndarray, k: np.ndarray, p: np.ndarray, u: np.ndarray, total: np.ndarray | None
+) -> np.ndarray:
+    """The id of each row at u of what its cuts leave. ids, weights: [rows, C], the heaviest first; total: weight of the
+    whole row where no k cuts it, None where C is all of it."""
+    weights[np.arange(weights.shape[1]) >= k[:, None]] = 0.0
     sums = np.cumsum(weights, axis=1)
-    target = uniforms(seeds, positions) * sums[:, -1]
-    place = (sums <= target[:, None]).sum(axis=1)
+    whole = sums[:, -1] if total is None else np.where(total > 0, total, sums[:, -1])
+    if (p < 1).any():
+        # a token stays while the ones before it have not reached top_p of the whole
+        weights[(sums - weights) >= (p * whole)[:, None]] = 0.0
+        sums = np.cumsum(weights, axis=1)
+        whole = np.where(p < 1, sums[:, -1], whole)
+    place = (sums <= (u * whole)[:, None]).sum(axis=1)
     last = (weights > 0).sum(axis=1) - 1
-    return order[np.arange(rows), np.minimum(place, last)]
+    return ids[np.arange(len(ids)), np.minimum(place, last)]

@@ -16,6 +16,9 @@ from cellar_server.sessions.messages import GenerateReply, GenerateRequest
 # Text of the last emissions that is kept to find a stop text in.
 MAX_STOP_BYTES = 64
 
+# Looked up once: a lookup takes as long as all else that is asked of an emission.
+_GOES_ON = FinishReason.FINISH_REASON_UNSPECIFIED
+
 
 @dataclass(slots=True)
 class Generation:
@@ -129,11 +132,11 @@ class Generation:
 
     def _finish(self, options: Options) -> FinishReason:
         """Whether an emission that is not the end is the last one."""
-        if any(self.ending.endswith(stop) for stop in options.stop):
+        if options.stop and any(self.ending.endswith(stop) for stop in options.stop):
             return FinishReason.FINISH_STOP
         if len(self.ids) >= options.max_steps:
             return FinishReason.FINISH_MAX_STEPS
-        return FinishReason.FINISH_REASON_UNSPECIFIED
+        return _GOES_ON
 
     def text(self, position: int) -> bytes:
         """What its emissions from a position on add to its text."""
