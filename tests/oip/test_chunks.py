@@ -9,7 +9,7 @@ import numpy as np
 from cellar_proto.v1.inference_pb2 import Priority
 from cellar_proto.v1.reason_pb2 import Reason
 from cellar_server.errors import CellarError
-from cellar_server.front.oip.chunks import Chunk, Chunks
+from cellar_server.front.oip.chunks import MANY, Chunk, Chunks
 from cellar_server.sessions.messages import BY_SEQUENCE, AnswerReply, Rows, RowsRefused, RowsReply
 
 
@@ -83,6 +83,18 @@ def test_what_comes_in_one_turn_goes_as_rows_by_what_it_has_in_common() -> None:
         chunks.refuse(RowsRefused(chunks, first.call, nothing, nothing, nothing, nothing, (), full))
         await settled()
         assert came["a"].tolist() == [10.0]
+
+    asyncio.run(run())
+
+
+def test_many_do_not_wait_for_the_end_of_the_turn() -> None:
+    async def run() -> None:
+        chunks, engine = Chunks(), Engine()
+        for number in range(MANY + 1):
+            chunks.post(engine, chunk(str(number), [1.0]), lambda outcome: None)  # type: ignore[arg-type]
+        assert [len(rows.call) for rows in engine.posted] == [MANY]
+        await settled()
+        assert [len(rows.call) for rows in engine.posted] == [MANY, 1]
 
     asyncio.run(run())
 

@@ -30,11 +30,12 @@ class Asked:
     def of(request: Any, given: Parameters, engine: Engine, signature: Signature) -> Asked:
         """CellarError for outputs that cannot be given, and for an input that the model does not take."""
         wanted = [output.name for output in request.outputs]
-        unknown = [name for name in wanted if name not in {place.name for place in signature.outputs}]
-        if unknown:
-            raise CellarError(Reason.INVALID_REQUEST, f"the model has no output {unknown[0]!r}")
-        if any(key == "classification" for output in request.outputs for key in output.parameters):
-            raise CellarError(Reason.UNSUPPORTED, "outputs are given as they are: classification is not supported")
+        if wanted:
+            unknown = [name for name in wanted if name not in {place.name for place in signature.outputs}]
+            if unknown:
+                raise CellarError(Reason.INVALID_REQUEST, f"the model has no output {unknown[0]!r}")
+            if any(key == "classification" for output in request.outputs for key in output.parameters):
+                raise CellarError(Reason.UNSUPPORTED, "outputs are given as they are: classification is not supported")
         place = signature.input
         value = tensors.given(request, place.name, place.datatype, [*signature.batch, *place.dims])
         return Asked(request, given, engine, signature, wanted, value)

@@ -16,6 +16,8 @@ from cellar_server.errors import CellarError
 from cellar_server.front.asking import CALLER
 from cellar_server.sessions.messages import BY_SEQUENCE, AnswerReply, Rows, RowsRefused, RowsReply
 
+# So many chunks go at once: their run may begin while others are read.
+MANY = 32
 # What an engine makes of a chunk: its emissions float32 [n, ...], or why there are none.
 Outcome = np.ndarray | CellarError
 
@@ -52,7 +54,11 @@ class Chunks:
         number = next(self._numbers)
         self._asked[number] = receive
         key = engine, chunk.is_bulk, chunk.ends
-        self._waiting.setdefault(key, []).append((number, CALLER.get(), chunk))
+        asked = self._waiting.setdefault(key, [])
+        asked.append((number, CALLER.get(), chunk))
+        if len(asked) == MANY:
+            del self._waiting[key]
+            engine.post(self._rows(asked, is_bulk=chunk.is_bulk, ends=chunk.ends))
 
     async def ask(self, engine: Engine, chunk: Chunk) -> np.ndarray:
         """The emissions of a chunk. CellarError."""

@@ -21,7 +21,7 @@ DATATYPES = {
     DataType.UINT8: "UINT8",
     DataType.TEXT: "BYTES",
 }
-_DTYPES = {"FP32": "<f4", "INT64": "<i8", "INT16": "<i2", "UINT8": "u1"}
+_DTYPES = {"FP32": np.dtype("<f4"), "INT64": np.dtype("<i8"), "INT16": np.dtype("<i2"), "UINT8": np.dtype("u1")}
 _CONTENTS = {
     "FP32": "fp32_contents",
     "INT64": "int64_contents",
@@ -47,11 +47,12 @@ def given(request: Any, name: str, datatype: str, shape: list[int]) -> Given:
     Errors: INVALID_REQUEST, DTYPE_MISMATCH, SHAPE_MISMATCH (which names the tensor, its shape and both sizes),
     UNSUPPORTED for shared memory.
     """
-    if len(request.inputs) != 1 or request.inputs[0].name != name:
-        names = ", ".join(repr(tensor.name) for tensor in request.inputs) or "none"
+    inputs = request.inputs
+    if len(inputs) != 1 or inputs[0].name != name:
+        names = ", ".join(repr(tensor.name) for tensor in inputs) or "none"
         raise CellarError(Reason.INVALID_REQUEST, f"the model takes one input, {name!r}; the request has {names}")
-    tensor = request.inputs[0]
-    if any(key.startswith("shared_memory") for key in tensor.parameters):
+    tensor = inputs[0]
+    if tensor.parameters and any(key.startswith("shared_memory") for key in tensor.parameters):
         raise CellarError(Reason.UNSUPPORTED, f"input {name!r} lies in shared memory: send it in the message")
     if tensor.datatype != datatype:
         raise CellarError(Reason.DTYPE_MISMATCH, f"input {name!r} is {tensor.datatype}; the model takes {datatype}")
@@ -71,7 +72,7 @@ def given(request: Any, name: str, datatype: str, shape: list[int]) -> Given:
                 Reason.SHAPE_MISMATCH, f"input {name!r} holds {len(elements)} elements; its shape {found} is {count}"
             )
         return Given(name, found, elements=elements)
-    dtype = np.dtype(_DTYPES[datatype])
+    dtype = _DTYPES[datatype]
     if raw:
         data = raw[0]
     else:
