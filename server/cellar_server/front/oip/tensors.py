@@ -21,7 +21,12 @@ DATATYPES = {
     DataType.UINT8: "UINT8",
     DataType.TEXT: "BYTES",
 }
-_DTYPES = {"FP32": np.dtype("<f4"), "INT64": np.dtype("<i8"), "INT16": np.dtype("<i2"), "UINT8": np.dtype("u1")}
+_DTYPES: dict[str, np.dtype[Any]] = {
+    "FP32": np.dtype("<f4"),
+    "INT64": np.dtype("<i8"),
+    "INT16": np.dtype("<i2"),
+    "UINT8": np.dtype("u1"),
+}
 _CONTENTS = {
     "FP32": "fp32_contents",
     "INT64": "int64_contents",
