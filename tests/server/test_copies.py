@@ -67,10 +67,10 @@ def test_a_chunk_of_several_runs_keeps_its_outputs_and_its_state() -> None:
     bench.send([handle], [0], [[1.0] * 6])
     assert copied(bench) == {"read": 24, "keep": 24, "state": 12, "store": 24}
     # two of them at once: their steps are gathered, and their outputs put behind one another
-    bench = make(run_budget_ms=0.07)
-    bench.send(bench.open(2), [0, 0], [[1.0] * 4] * 2)
+    bench = make(run_budget_ms=0.375)  # twelve steps of two rows
+    bench.send(bench.open(2), [0, 0], [[1.0] * 24] * 2)
     assert bench.sessions.has_ready
-    assert copied(bench) == {"read": 32, "gather": 32, "keep": 32, "state": 16, "pack": 32, "store": 32}
+    assert copied(bench) == {"read": 192, "gather": 192, "keep": 192, "state": 16, "pack": 192, "store": 192}
 
 
 def test_frames_of_many_streams_are_put_behind_one_another_and_answered_in_place() -> None:
@@ -164,15 +164,23 @@ def test_sequences_that_came_one_a_call_are_answered_as_they_come_out() -> None:
 
 def test_of_a_run_that_some_rows_end_with_the_others_go_on() -> None:
     runtime = CounterRuntime()
+    bench = Bench(counter_model(runtime), run_budget_ms=0.22)  # 2 and 9 steps in two calls, then 10 and 5
+    bench.send(bench.open(2), [0, 0], [[1.0] * 2, [1.0] * 24])
+    found = copied(bench)
+    assert runtime.runs == [(2, 2), (1, 7), (1, 10), (1, 5)]
+    # out of the first run: both states and the outputs of the row that ends; the other's are kept, and its later ones
+    assert found.pop("part") == 2 * 4 + 9 * 4
+    assert found.pop("keep") == 24 * 4
+    # inputs and states of the first run; states of the row that goes on, twice, and of both chunks
+    assert found == {"read": 104, "gather": 44, "state": 24, "store": 104}
+
+
+def test_rows_that_end_with_one_run_are_gathered_and_packed() -> None:
+    runtime = CounterRuntime()
     bench = Bench(counter_model(runtime))
     bench.send(bench.open(2), [0, 0], [[1.0] * 2, [1.0] * 4])
-    found = copied(bench)
+    assert copied(bench) == {"read": 24, "gather": 24, "pack": 24, "state": 16, "store": 24}
     assert runtime.runs == [(2, 2), (1, 2)]
-    # out of the first run: both states and the outputs of the row that ends; the other's are kept, and its later ones
-    assert found.pop("part") == 2 * 4 + 2 * 4
-    assert found.pop("keep") == 2 * 4 + 2 * 4
-    # states: of the row that goes on, and of both chunks
-    assert found == {"read": 24, "state": 12, "store": 24}
 
 
 def test_a_lone_row_and_its_twin(tmp_path: Path) -> None:

@@ -38,8 +38,8 @@ class Queue:
 
     def run(self) -> np.ndarray:
         """Rows of the next run; those that have steps left are ready again."""
-        rows, q = self.scheduler.next()
-        self.work.done[rows] += q
+        rows, steps = self.scheduler.next()
+        self.work.done[rows] += steps
         ended = self.work.done[rows] == self.work.steps[rows]
         if not ended.all():
             self.scheduler.add(rows[~ended])

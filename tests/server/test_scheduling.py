@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from cellar_server.scheduler.policy import Cost, choose
+from cellar_server.scheduler.policy import MAX_CALLS, Cost, choose, num_fitting
 from cellar_server.scheduler.scheduler import BULK_CAUTION, LEAST_RUN_S, Scheduler
 from cellar_server.scheduler.work import Work
 from cellar_server.sessions.messages import PredictRequest
@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 
 from tests.fakes.bench import Bench
 from tests.fakes.runtime import CounterRuntime, counter_model
+
+COST = Cost(1e-4, 1e-5, 1e-5)
 
 
 def test_short_rows_beside_a_long_one_are_answered_within_two_runs() -> None:
@@ -61,28 +63,47 @@ def test_bulk_rows_are_not_starved() -> None:
     raise AssertionError("the bulk row waited for more than 12 runs")
 
 
-def test_a_row_passed_over_is_taken_also_where_all_rows_are_alike() -> None:
-    remaining = np.array([82] * 11 + [83])
-    must = np.array([False] * 11 + [True])
-    places, _ = choose(remaining, must, Cost(1e-4, 1e-5, 1e-5), max_rows=11, budget_s=0.01)
-    assert 11 in places
-
-
-@given(
-    st.lists(st.integers(1, 400), min_size=1, max_size=80),
-    st.integers(1, 32),
-    st.data(),
-)
-def test_a_run_never_takes_more_than_a_row_has(lengths: list[int], max_rows: int, data: st.DataObject) -> None:
-    must = np.array(data.draw(st.lists(st.booleans(), min_size=len(lengths), max_size=len(lengths))))
+@given(st.lists(st.integers(1, 400), min_size=1, max_size=80), st.integers(1, 32), st.sampled_from([1e-3, 0.01]))
+def test_a_run_takes_the_first_rows_and_never_more_than_one_has(
+    lengths: list[int], max_rows: int, budget_s: float
+) -> None:
     remaining = np.array(lengths)
-    places, q = choose(remaining, must, Cost(1e-4, 1e-5, 1e-5), max_rows=max_rows, budget_s=0.01)
+    places, steps = choose(remaining, COST, max_rows=max_rows, budget_s=budget_s)
+    assert sorted(places.tolist()) == list(range(len(places)))
     assert 1 <= len(places) <= max_rows
-    assert len(set(places.tolist())) == len(places)
-    assert 1 <= q <= remaining[places].min()
-    first_must = np.flatnonzero(must)[:max_rows]
-    if must.any() and remaining.min() != remaining.max():
-        assert set(first_must.tolist()) <= set(places.tolist())
+    assert 1 <= steps[-1] <= steps[0] == steps.max()
+    assert (np.diff(steps) <= 0).all()
+    assert (steps <= remaining[places]).all()
+    assert len(set(steps.tolist())) <= MAX_CALLS
+    assert steps[0] == 1 or COST.of_ragged(steps) <= budget_s + 1e-9
+    assert len(places) == num_fitting(remaining, COST, max_rows=max_rows, budget_s=budget_s)
+
+
+def test_few_rows_run_deep_where_many_wait() -> None:
+    places, steps = choose(np.full(1000, 16), COST, max_rows=256, budget_s=0.01)
+    assert (len(places), set(steps.tolist())) == (60, {16})
+    # a dear run is of more rows: their steps are to be most of it
+    places, steps = choose(np.full(1000, 16), Cost(9e-3, 1e-5, 1e-5), max_rows=256, budget_s=0.01)
+    assert (len(places), set(steps.tolist())) == (256, {1})
+
+
+def test_rows_of_few_lengths_all_end_with_one_run() -> None:
+    remaining = np.array([5, 3, 9, 3, 5, 1])
+    places, steps = choose(remaining, Cost(1e-6, 1e-5, 1e-5), max_rows=256, budget_s=0.01)
+    assert remaining[places].tolist() == steps.tolist() == [9, 5, 5, 3, 3, 1]
+
+
+def test_rows_leave_a_run_and_the_others_go_on() -> None:
+    runtime = CounterRuntime()
+    bench = Bench(counter_model(runtime))
+    handles = bench.open(4)
+    bench.send(handles, [0] * 4, [[1.0] * n for n in (2, 5, 2, 9)])
+    bench.run(1)
+    answers = bench.take()
+    assert [answers[handle, 0][-1] for handle in handles] == [2, 5, 2, 9]
+    assert runtime.runs == [(4, 2), (2, 3), (1, 4)]
+    counts = bench.sessions.core.counts
+    assert (counts.runs, counts.rows, counts.steps, counts.runs_by_rows) == (3, 7, 18, {4: 1, 2: 1, 1: 1})
 
 
 @given(st.lists(st.integers(1, 300), min_size=1, max_size=60))
@@ -96,9 +117,6 @@ def test_every_sequence_ends_with_the_right_sum(lengths: list[int]) -> None:
     assert reply.outputs.ravel().tolist() == lengths
     assert sum(rows * steps for rows, steps in runtime.runs) == sum(lengths)
     assert max(rows for rows, _ in runtime.runs) <= 16
-
-
-COST = Cost(1e-4, 1e-5, 1e-5)
 
 
 def queue_of(lengths: list[int], *, max_rows: int = 64, is_bulk: bool = False) -> tuple[Work, Scheduler]:
@@ -117,13 +135,13 @@ def add(work: Work, scheduler: Scheduler, lengths: list[int], *, is_bulk: bool =
 
 
 def advance(work: Work, scheduler: Scheduler) -> tuple[np.ndarray, int]:
-    """One run, whose unfinished rows are ready again."""
-    rows, q = scheduler.next()
-    work.done[rows] += q
+    """One run, whose unfinished rows are ready again: its rows, and the most steps of any."""
+    rows, steps = scheduler.next()
+    work.done[rows] += steps
     going = rows[work.done[rows] < work.steps[rows]]
     if len(going):
         scheduler.add(going)
-    return rows, q
+    return rows, int(steps[0])
 
 
 def test_a_long_row_alone_is_cut_short_so_that_a_newcomer_waits_little() -> None:
@@ -146,9 +164,8 @@ def test_bulk_rows_alone_make_long_runs_and_short_ones_where_interactive_rows_co
     rows, q = advance(work, scheduler)
     assert COST(len(rows), q) > 0.009
     (short,) = add(work, scheduler, [1]).tolist()
-    for _ in range(2):
-        rows, q = advance(work, scheduler)
-        assert COST(len(rows), q) <= LEAST_RUN_S
+    rows, q = advance(work, scheduler)
+    assert COST(len(rows), q) <= LEAST_RUN_S
     assert work.done[short] == 1
     for _ in range(BULK_CAUTION):
         rows, q = advance(work, scheduler)
@@ -178,12 +195,12 @@ def test_every_ready_row_runs_within_a_bounded_number_of_runs(
                 add(work, scheduler, lengths)
                 total += len(lengths)
         ready = scheduler.ready
-        rows, q = scheduler.next()
+        rows, steps = scheduler.next()
         assert 1 <= len(rows) <= max_rows
         assert np.isin(rows, ready).all()
-        assert (work.done[rows] + q <= work.steps[rows]).all()
-        assert q == 1 or COST(len(rows), q) <= 0.01 + 1e-9
-        work.done[rows] += q
+        assert (work.done[rows] + steps <= work.steps[rows]).all()
+        assert steps[0] == 1 or COST.of_ragged(steps) <= 0.01 + 1e-9
+        work.done[rows] += steps
         most = max(most, int(work.waited[scheduler.ready].max(initial=0)))
         going = rows[work.done[rows] < work.steps[rows]]
         if len(going):

@@ -44,6 +44,11 @@ class Turns:
         self._callers = np.zeros(0, np.int64)
         self._served = np.zeros(0, np.int64)
 
+    @property
+    def num_callers(self) -> int:
+        """Of those whose rows were ordered last."""
+        return len(self._callers)
+
     def order(self, ready: np.ndarray, behind: np.ndarray | None = None) -> np.ndarray:
         """Ready rows [n] in order of turn; behind: rows that go behind all others, a mask [n] (bulk)."""
         n = len(ready)

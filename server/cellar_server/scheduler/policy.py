@@ -1,7 +1,7 @@
-"""Which ready rows the next run takes, and how many steps: cell-level batching without padding.
+"""Which ready rows the next run takes, and how many steps of each: cell-level batching without padding.
 
-After Gao et al., "Low latency RNN inference with cellular batching", EuroSys 2018: rows join and leave the batch at
-every run. A run takes q steps of each of its rows, and q never exceeds what any of them has left.
+After Gao et al., "Low latency RNN inference with cellular batching", EuroSys 2018: rows join the batch at every run,
+and leave it within a run as soon as they have had their steps (see ragged). No row has more steps than it has left.
 """
 
 from __future__ import annotations
@@ -14,6 +14,16 @@ from typing import ClassVar
 import numpy as np
 
 from cellar_server.runtime.base import Runtime
+
+# Steps that each row of a run is to have before more rows are taken: few rows compute as much a second as many, end
+# sooner, and are put into runs and taken out of them fewer times.
+DEPTH = 16
+# A run takes rows, though they do not have so many then, until what it costs beside their steps is this part of it.
+BESIDE_PART = 0.05
+# Calls of the runtime in one run at most: each time that rows leave it, the others go on in a call of their own.
+MAX_CALLS = 8
+# Beside the first two calls, as many as cost no more than this part of the steps.
+CALLS_PART = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +39,11 @@ class Cost:
 
     def __call__(self, rows: np.ndarray | int, q: np.ndarray | int) -> np.ndarray | float:
         return self.base + self.per_step * q + self.per_cell * rows * q
+
+    def of_ragged(self, steps: np.ndarray) -> float:
+        """Of rows that have so many steps each, the most first [batch]: a call each time that rows leave."""
+        calls = 1 + int((steps[1:] != steps[:-1]).sum())
+        return calls * self.base + self.per_step * float(steps[0]) + self.per_cell * float(steps.sum())
 
     def max_steps(self, rows: int, budget_s: float) -> int:
         """Most steps of `rows` rows that fit the budget; at least 1."""
@@ -65,49 +80,56 @@ class Cost:
         return Cost(float(base), float(per_step), float(per_cell))
 
 
+def num_fitting(remaining: np.ndarray, cost: Cost, *, max_rows: int, budget_s: float) -> int:
+    """How many of the first rows one run takes. remaining: steps that each has left, in order of turn [n]."""
+    remaining = remaining[:max_rows]
+    depth = min(DEPTH, int(remaining.max()))
+    beside_s = cost.base + cost.per_step * depth
+    fitting = (np.minimum(remaining, depth).cumsum() * cost.per_cell).searchsorted(budget_s - beside_s, side="right")
+    worth_it = int(beside_s / (BESIDE_PART * cost.per_cell * depth))
+    return min(len(remaining), max(1, int(fitting), worth_it))
+
+
 def choose(
-    remaining: np.ndarray,
-    must: np.ndarray,
-    cost: Cost,
-    *,
-    max_rows: int,
-    budget_s: float,
-    is_exact: bool = False,
-) -> tuple[np.ndarray, int]:
-    """Rows of the next run, as places in `remaining`, and its number of steps q.
+    remaining: np.ndarray, cost: Cost, *, max_rows: int, budget_s: float, is_exact: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of the next run, as places in `remaining`, and the steps of each, the most first: int64 [batch].
 
-    remaining: steps that each ready row has left, at least 1 [n], in order of turn; must: rows that the run before
-    passed over, which this one takes [n]; is_exact: rows must be taken whole (never cut), so only rows with exactly q.
+    remaining: steps that each ready row has left, at least 1 [n], in order of turn; is_exact: rows must be taken whole
+    (never cut), so only rows with as many as the first.
 
-    q is the distinct length, capped by the budget, at which most steps are computed per second. A row left out because
-    q was more than it had is taken by the next run; so each ready row is passed over at most once in its turn.
+    The run takes the first rows, as many as have DEPTH steps each within the budget, and then as many steps of all of
+    them as that allows: of each what it has left, or fewer where rows would leave the run at too many lengths.
     """
-    n = len(remaining)
     if is_exact:
-        q = int(remaining[0])
-        return np.flatnonzero(remaining == q)[:max_rows], q
-    cap = cost.max_steps(min(n, max_rows), budget_s)
-    shortest = int(remaining.min())
-    must_any = bool(must.any())
-    if n == 1 or shortest >= cap or shortest == remaining.max():
-        q = min(shortest, cost.max_steps(min(n, max_rows), budget_s))
-        if must_any and n > max_rows:
-            return np.concatenate([np.flatnonzero(must), np.flatnonzero(~must)])[:max_rows], q
-        return np.arange(min(n, max_rows)), q
-    if must_any:
-        order = np.concatenate([np.flatnonzero(must), np.flatnonzero(~must)])
-        ceiling = int(remaining[order[:max_rows]][must[order[:max_rows]]].min())
-    else:
-        order = np.arange(n)
-        ceiling = int(remaining.max())
-    left = remaining[order]
-    lengths = np.unique(np.minimum(left[: 4 * max_rows], ceiling))
-    if len(lengths) > 16:
-        lengths = np.unique(np.quantile(lengths, np.linspace(0, 1, 16), method="nearest"))
-    rows = np.minimum((left[None, :] >= lengths[:, None]).sum(axis=1), max_rows)
-    # a run longer than the budget is cut to it, whatever its rows have left
-    fits = np.maximum(1, ((budget_s - cost.base) / (cost.per_step + cost.per_cell * rows)).astype(np.int64))
-    steps = np.minimum(lengths, fits)
-    best = int(np.argmax(rows * steps / cost(rows, steps)))
-    length, q = int(lengths[best]), int(steps[best])
-    return order[np.flatnonzero(left >= min(length, q))[:max_rows]], q
+        places = np.flatnonzero(remaining == remaining[0])[:max_rows]
+        return places, remaining[places]
+    remaining = remaining[: num_fitting(remaining, cost, max_rows=max_rows, budget_s=budget_s)]
+    n, shortest, longest = len(remaining), int(remaining.min()), int(remaining.max())
+    most = min(longest, cost.max_steps(n, budget_s))
+    if shortest >= most:
+        return np.arange(n), np.full(n, most)
+    cells_s = min(budget_s, cost.per_cell * float(remaining.sum()))
+    calls = min(n, MAX_CALLS, 2 + int(CALLS_PART * cells_s / cost.base))
+    ascending = np.sort(remaining)
+    steps = np.minimum(remaining, _deepest(ascending, cost, budget_s - calls * cost.base))
+    places = (-steps).argsort(kind="stable")
+    steps = steps[places]
+    if 1 + np.count_nonzero(steps[1:] != steps[:-1]) > calls:
+        leaving = steps[np.linspace(n - 1, 0, calls).astype(np.int64)]
+        steps = leaving[leaving.searchsorted(steps, side="right") - 1]
+    return places, steps
+
+
+def _deepest(ascending: np.ndarray, cost: Cost, seconds: float) -> int:
+    """Up to how many steps of each row fit so many seconds, at least 1; ascending: steps that rows have left [n]."""
+    n, per_step = len(ascending), cost.per_step / cost.per_cell
+    sums = ascending.cumsum()
+    # up to each of these lengths: steps of all rows
+    totals = sums + ascending * (np.arange(n - 1, -1, -1) + per_step)
+    room = seconds / cost.per_cell
+    fitting = int(totals.searchsorted(room, side="right"))
+    if fitting == n:
+        return int(ascending[-1])
+    ended = float(sums[fitting - 1]) if fitting else 0.0
+    return max(1, int((room - ended) / (n - fitting + per_step)))

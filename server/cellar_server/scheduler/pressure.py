@@ -73,9 +73,8 @@ class Pressure:
             float(scheduler.max_rows),
             1.0,
         )
-        self._begun: tuple[float, int, int] | None = (
-            None  # the run before, after which rows were left: when, rows, steps
-        )
+        # the run before, after which rows were left: when it began, steps of all rows, and of one that had the most
+        self._begun: tuple[float, int, int] | None = None
         self._seen: tuple[np.ndarray, _Line] | None = None
 
     @property
@@ -85,8 +84,11 @@ class Pressure:
 
     @property
     def pace_s(self) -> float:
-        """Seconds of one step of a row that takes part in every run."""
-        return self._seconds / self._q
+        """Seconds of one step of a row whose turn it is. With as many callers as a run has rows, it is so seldom: they
+        all step before it does again, those that come meanwhile too."""
+        return max(
+            self._seconds / self._q, self.s_per_step * min(self._scheduler.max_rows, self._scheduler.num_callers)
+        )
 
     @property
     def s_per_row(self) -> float:
@@ -94,14 +96,15 @@ class Pressure:
         line = self._look()
         return self.s_per_step * (line.sums[-1] / len(line.order) if len(line.order) else 1.0)
 
-    def begin(self, rows: int, q: int, now: float, *, goes_on: bool) -> None:
-        """A run of so many rows and steps begins; goes_on: another one is sure to follow at once."""
+    def begin(self, steps: int, q: int, now: float, *, goes_on: bool) -> None:
+        """A run begins, of so many steps of all rows, at most q of each; goes_on: another one is sure to follow at
+        once."""
         if self._begun is not None:
-            since, count, steps = self._begun
+            since, total, most = self._begun
             self._seconds = _MEMORY * self._seconds + (now - since)
-            self._steps = _MEMORY * self._steps + count * steps
-            self._q = _MEMORY * self._q + steps
-        self._begun = (now, rows, q) if goes_on else None
+            self._steps = _MEMORY * self._steps + total
+            self._q = _MEMORY * self._q + most
+        self._begun = (now, steps, q) if goes_on else None
 
     def wait_s(self, caller: int, deadline: float, now: float, steps: int = 1, before: int = 0) -> float:
         """Seconds until a caller's next row, of so many steps, would be over; before: rows like it that come ahead of

@@ -6,7 +6,7 @@ import numpy as np
 
 from cellar_server.runtime.base import Runtime
 from cellar_server.scheduler.fairness import Turns, soonest_first
-from cellar_server.scheduler.policy import Cost, choose
+from cellar_server.scheduler.policy import Cost, choose, num_fitting
 from cellar_server.scheduler.work import Kind, Work
 
 # A bulk row that was ready during this many runs is taken like an interactive one.
@@ -16,7 +16,7 @@ SHARE = 1 / 4
 # Least seconds of a run that is cut so.
 LEAST_RUN_S = 2e-3
 # Ready rows from which runs are long whatever waits: to cut so many costs more than it spares a newcomer.
-MANY_ROWS = 32
+MANY_ROWS = 12
 # So many runs after an interactive row was taken, bulk rows are run in short runs: another one is likely to come.
 BULK_CAUTION = 64
 
@@ -57,6 +57,11 @@ class Scheduler:
         """The ready rows in order of turn, int64 [n]."""
         return self._ready
 
+    @property
+    def num_callers(self) -> int:
+        """Callers that took turns lately."""
+        return self._turns.num_callers
+
     def most_rows(self, q: int) -> int:
         """How many rows of q steps one run may take."""
         return min(self.max_rows, self.cost.most_rows(q, self.budget_s))
@@ -89,9 +94,9 @@ class Scheduler:
         self._ready = self._ready[~late]
         return rows
 
-    def next(self) -> tuple[np.ndarray, int]:
-        """The next run: rows of work [batch], removed from the queue, and its steps. Something must be ready. Where
-        rows of both graphs are ready, the graphs take turns."""
+    def next(self) -> tuple[np.ndarray, np.ndarray]:
+        """The next run: rows of work, removed from the queue, and the steps of each, the most first: int64 [batch].
+        Something must be ready. Where rows of both graphs are ready, the graphs take turns."""
         if not self.is_priming:
             return self._next()
         is_prime = self.work.kind[self._ready] == Kind.PRIMING
@@ -101,53 +106,50 @@ class Scheduler:
         self._prime_is_next = not self._prime_is_next
         aside = self._ready[~is_mine]
         self._ready = self._ready[is_mine]
-        rows, q = self._next()
+        rows, steps = self._next()
         self.work.waited[aside] += 1
         self._ready = np.concatenate([aside, self._ready])
-        return rows, q
+        return rows, steps
 
-    def _next(self) -> tuple[np.ndarray, int]:
+    def _next(self) -> tuple[np.ndarray, np.ndarray]:
         work, ready = self.work, self._ready
-        if len(ready) > self.max_rows and work.num_limited:
-            ready = soonest_first(work, ready)
-        is_bulk = work.is_bulk[ready] if work.num_limited else None
-        waits = None
-        if is_bulk is not None and is_bulk.any():
-            waits = is_bulk & (work.waited[ready] < BULK_PATIENCE) & ~work.passed[ready]
-            if len(ready) <= self.max_rows:
-                ready = np.concatenate([ready[~waits], ready[waits]])
-        if len(ready) > self.max_rows:
-            ready = self._turns.order(ready, waits)
-        is_bulk = None if waits is None else work.is_bulk[ready]
         remaining = self.left(ready)
-        places, q = choose(
-            remaining,
-            work.passed[ready],
-            self.cost,
-            max_rows=self.max_rows,
-            budget_s=self._budget(remaining, is_bulk),
-            is_exact=self.is_exact,
-        )
+        is_bulk = work.is_bulk[ready] if work.num_limited else None
+        if is_bulk is not None and not is_bulk.any():
+            is_bulk = None
+        max_rows, budget_s = self.max_rows, self._budget(remaining, is_bulk)
+        takes_turns = num_fitting(remaining, self.cost, max_rows=max_rows, budget_s=budget_s) < len(ready)
+        if takes_turns or is_bulk is not None:
+            ready = self._ordered(ready, takes_turns=takes_turns, has_bulk=is_bulk is not None)
+            remaining = self.left(ready)
+        places, steps = choose(remaining, self.cost, max_rows=max_rows, budget_s=budget_s, is_exact=self.is_exact)
         rows = ready[places]
-        if is_bulk is None or not is_bulk[places].all():
+        if is_bulk is None or not work.is_bulk[rows].all():
             self._caution = BULK_CAUTION
+        work.waited[rows] = 0
         if len(rows) == len(ready):
             self._ready = ready[:0]
-            work.passed[rows] = False
-            work.waited[rows] = 0
-            return rows, q
-        if len(ready) > self.max_rows:
+            return rows, steps
+        if takes_turns:
             self._turns.serve(rows)
         stays = np.ones(len(ready), np.bool_)
         stays[places] = False
         left = ready[stays]
         work.waited[left] += 1
-        # passed over: it was its turn, but q was more than it had
-        work.passed[left] = (np.flatnonzero(stays) < self.max_rows) & (remaining[stays] < q)
-        work.passed[rows] = False
-        work.waited[rows] = 0
         self._ready = left
-        return rows, q
+        return rows, steps
+
+    def _ordered(self, ready: np.ndarray, *, takes_turns: bool, has_bulk: bool) -> np.ndarray:
+        """Ready rows [n] by whose turn it is."""
+        work = self.work
+        if takes_turns and work.num_limited:
+            ready = soonest_first(work, ready)
+        behind = None
+        if has_bulk:
+            behind = work.is_bulk[ready] & (work.waited[ready] < BULK_PATIENCE)
+        if takes_turns:
+            return self._turns.order(ready, behind)
+        return ready if behind is None else np.concatenate([ready[~behind], ready[behind]])
 
     def _budget(self, remaining: np.ndarray, is_bulk: np.ndarray | None) -> float:
         """Seconds that the next run should take at most: with what waits, because long runs compute more a second and

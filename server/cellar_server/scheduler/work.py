@@ -45,10 +45,9 @@ class Work:
     in it; stream, handle; outlet: rows of one outlet are answered together; call, frame_id: of a row that came in a
     message of its own; digest of its content; order: of arrival; next: the session's next row of work, or -1;
     deadline on the engine's clock (inf for none); arrived on it; is_bulk, ends; keeps: every emission is wanted, not
-    only the last; waited: runs it was ready and not taken in; passed: the run before left it out; last: a generation's
-    last emission; caller: number of whom it is run for, who takes turns with the others; state: float32 [capacity, S]
-    between its runs. is_limited: it has a deadline or is bulk; num_limited
-    counts those, so that nobody looks for them where there are none.
+    only the last; waited: runs it was ready and not taken in; last: a generation's last emission; caller: number of
+    whom it is run for, who takes turns with the others; state: float32 [capacity, S] between its runs. is_limited: it
+    has a deadline or is bulk; num_limited counts those, so that nobody looks for them where there are none.
     """
 
     def __init__(self, capacity: int, state_size: int) -> None:
@@ -79,7 +78,6 @@ class Work:
             ("ends", np.bool_),
             ("keeps", np.bool_),
             ("waited", np.int32),
-            ("passed", np.bool_),
             ("last", np.int64),
             ("caller", np.int64),
         ):
@@ -116,7 +114,6 @@ class Work:
     ends: np.ndarray
     keeps: np.ndarray
     waited: np.ndarray
-    passed: np.ndarray
     last: np.ndarray
     caller: np.ndarray
 
@@ -130,7 +127,6 @@ class Work:
         rows = self._free[self.num_free : self.num_free + count][::-1].copy()
         self.done[rows] = 0
         self.waited[rows] = 0
-        self.passed[rows] = False
         self.next[rows] = -1
         self.lot[rows] = -1
         self.ends[rows] = False

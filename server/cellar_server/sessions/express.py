@@ -158,7 +158,7 @@ class Express:
         outputs float32 [n * q, ...]. timed: of those rows that are traced."""
         core, table, (n, q) = self.core, self.core.table, x.shape[:2]
         place = span(slots)
-        run = Run(slots, x, table.state[place], float(core.scheduler.cost(n, q)))
+        run = Run(slots, np.full(n, q), x, table.state[place], float(core.scheduler.cost(n, q)))
         if not isinstance(place, slice):
             core.counts.copy("state", run.state.nbytes)
         if len(self._unsettled) >= MAX_UNSETTLED and run.cost_s < OVERLAP_S:
@@ -172,7 +172,7 @@ class Express:
         if isinstance(outcome, CellarError):
             return outcome
         y, following = outcome
-        self.runs.count(n, q, run.took_s)
+        self.runs.count(run)
         core.counts.queue_rows += n
         core.counts.queue.add(0.0, n)  # they waited for nothing
         table.state[place] = following

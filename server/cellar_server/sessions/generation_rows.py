@@ -80,11 +80,11 @@ class GenerationRows:
             work.offset[w], work.steps[w] = 0, len(condition)
         core.scheduler.add(np.array([w]))
 
-    def take_in(self, rows: np.ndarray, q: int, state: np.ndarray) -> None:
-        """q steps of the conditions of rows [n] were primed with; state: float32 [n, S]."""
+    def take_in(self, rows: np.ndarray, steps: np.ndarray, state: np.ndarray) -> None:
+        """So many steps of the conditions of rows [n] were primed with; state: float32 [n, S]."""
         work = self.core.work
         work.state[rows] = state
-        work.done[rows] += q
+        work.done[rows] += steps
         for w in rows[work.done[rows] == work.steps[rows]].tolist():
             work.drop(int(work.lot[w]), 1)
             work.kind[w], work.lot[w], work.steps[w], work.done[w] = Kind.GENERATION, -1, 1, 0

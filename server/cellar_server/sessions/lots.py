@@ -17,13 +17,15 @@ class Lots:
     def __init__(self, core: Core) -> None:
         self.core = core
 
-    def inputs(self, rows: np.ndarray, q: int) -> np.ndarray:
-        """Of the next q steps of rows [batch]: [batch, q, ...], where they lie side by side in place."""
+    def inputs(self, rows: np.ndarray, steps: np.ndarray) -> np.ndarray:
+        """Of the next steps of rows [batch], the most first: [batch, time, ...], where they lie side by side in place;
+        nothing is set beyond a row's own steps."""
         core, work = self.core, self.core.work
         runtime = core.model.runtime
         lots = work.lot[rows]
         first = work.offset[rows] + work.done[rows]
-        if lots[0] >= 0 and (lots == lots[0]).all():
+        q = int(steps[0])
+        if lots[0] >= 0 and q == steps[-1] and (lots == lots[0]).all():
             inputs = work.lots[int(lots[0])].inputs
             at, n = int(first[0]), len(rows)
             if n == 1 or (first == np.arange(at, at + n * q, q)).all():
@@ -40,52 +42,56 @@ class Lots:
         if fed_back.any():
             x[fed_back, 0] = work.last[rows[fed_back]]
         places = np.flatnonzero(~fed_back)
-        for chosen, at, lot in self._by_lot(places, lots[places], first[places], q):
+        for chosen, at, lot in self._by_lot(places, lots[places], first[places], steps[places]):
             x[chosen] = lot.inputs[at]
-        core.counts.copy("gather", x.nbytes)
+        core.counts.copy("gather", int(steps.sum()) * x[0, 0].nbytes)
         return x
 
-    def keep(self, rows: np.ndarray, q: int, y: np.ndarray, keep: np.ndarray) -> None:
+    def keep(self, rows: np.ndarray, steps: np.ndarray, y: np.ndarray, keep: np.ndarray) -> None:
         """Puts the outputs of rows that take several runs beside their inputs."""
         core, work = self.core, self.core.work
         lots = work.lot[rows]
-        first = work.offset[rows] + work.done[rows] - q
+        first = work.offset[rows] + work.done[rows] - steps
         places = np.flatnonzero(keep)
-        for chosen, at, lot in self._by_lot(places, lots[places], first[places], q):
+        for chosen, at, lot in self._by_lot(places, lots[places], first[places], steps[places]):
             if lot.outputs is None:
                 lot.outputs = np.empty((len(lot.inputs), *core.output_shape), np.float32)
             lot.outputs[at] = y[chosen]
-        core.counts.copy("keep", len(places) * y[0].nbytes)
+        core.counts.copy("keep", int(steps[places].sum()) * y[0, 0].nbytes)
 
     def _by_lot(
-        self, places: np.ndarray, lots: np.ndarray, first: np.ndarray, q: int
+        self, places: np.ndarray, lots: np.ndarray, first: np.ndarray, steps: np.ndarray
     ) -> Iterator[tuple[Any, Any, Lot]]:
-        """Rows of a run at `places` [n] and where their q steps lie in their lots: a row at a time where most have a
-        lot of their own, which costs a tenth of looking for each lot's rows."""
+        """Rows of a run at `places` [n] and where their steps lie in their lots: a row at a time where they are not
+        equally many, or most have a lot of their own, which costs a tenth of looking for each lot's rows."""
+        if not len(places):
+            return
         found = self.core.work.lots
         numbers = lots.tolist()
         distinct = set(numbers)
-        if 8 * len(distinct) > len(numbers):
-            for place, number, at in zip(places.tolist(), numbers, first.tolist(), strict=True):
-                yield place, slice(at, at + q), found[number]
+        is_level = bool((steps == steps[0]).all())
+        if 8 * len(distinct) > len(numbers) or not is_level:
+            for place, number, at, q in zip(places.tolist(), numbers, first.tolist(), steps.tolist(), strict=True):
+                yield (place, slice(0, q)), slice(at, at + q), found[number]
             return
+        q = int(steps[0])
         for number in distinct:
             mine = np.flatnonzero(lots == number)
-            yield places[mine], first[mine, None] + np.arange(q), found[number]
+            yield (places[mine], slice(0, q)), first[mine, None] + np.arange(q), found[number]
 
-    def outputs(self, rows: np.ndarray, q: int, y: np.ndarray, begun: np.ndarray) -> np.ndarray:
-        """Every emission of ended rows, packed: float32 [sum(steps), ...]."""
+    def outputs(self, rows: np.ndarray, steps: np.ndarray, y: np.ndarray, begun: np.ndarray) -> np.ndarray:
+        """Every emission of ended rows, packed: float32 [sum(steps of all their runs), ...]."""
         if not len(rows):
             return self.core.no_outputs()
-        if not begun.any():
-            return y.reshape(len(rows) * q, *self.core.output_shape)
+        if not begun.any() and (steps == y.shape[1]).all():
+            return y.reshape(-1, *self.core.output_shape)
         work = self.core.work
         pieces = []
-        for i, w in enumerate(rows.tolist()):
+        for i, (w, q) in enumerate(zip(rows.tolist(), steps.tolist(), strict=True)):
             if begun[i]:
                 at, outputs = int(work.offset[w]), work.lots[int(work.lot[w])].outputs
                 assert outputs is not None
                 pieces.append(outputs[at : at + int(work.steps[w])])
             else:
-                pieces.append(y[i])
+                pieces.append(y[i, :q])
         return self.core.pack(pieces)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TypeVar
 
 import numpy as np
 from cellar_proto.v1.reason_pb2 import Reason
 
 from cellar_server.errors import CellarError
+from cellar_server.runtime import ragged
 from cellar_server.scheduler.work import Kind
 from cellar_server.sessions.core import LATE, Core, new_error_id
 from cellar_server.sessions.frames import Frames
@@ -19,6 +22,8 @@ from cellar_server.sessions.predicts import Predicts
 from cellar_server.sessions.table import span
 from cellar_server.sessions.timing import Timing
 
+T = TypeVar("T")
+
 log = logging.getLogger("cellar_server.sessions")
 
 # A run of fewer seconds is computed on the engine's own thread: to hand it over takes a tenth of that.
@@ -27,18 +32,20 @@ OVERLAP_S = 1.5e-3
 
 @dataclass(slots=True)
 class Run:
-    """A call of the runtime. rows: of work [batch]; x: [batch, q, ...]; state: float32 [batch, S]; cost_s: expected."""
+    """rows: of work [batch]; steps: of each, the most first, int64 [batch]; x: [batch, time, ...]; state: float32
+    [batch, S]; cost_s: expected; calls: of the runtime, rows, steps and seconds of each."""
 
     rows: np.ndarray
+    steps: np.ndarray
     x: np.ndarray
     state: np.ndarray
     cost_s: float
-    took_s: float = 0.0
+    calls: list[tuple[int, int, float]] = field(default_factory=list)
     is_prime: bool = False  # of the prime graph, which has no y
     timed: Sequence[Timing] = ()  # of its rows' requests that somebody traces
 
 
-# y: float32 [batch, q, ...] and the states after them float32 [batch, S], or what went wrong
+# y: float32 [batch, time, ...] and the states after them float32 [batch, S], or what went wrong
 Outcome = tuple[np.ndarray, np.ndarray] | CellarError
 
 
@@ -62,16 +69,17 @@ class Runs:
             self.fail(late, CellarError(Reason.DEADLINE_EXCEEDED, LATE), now)
             if not core.scheduler.has_ready:
                 return None
-        rows, q = core.scheduler.next()
+        rows, steps = core.scheduler.next()
         core.counts.rows_passed += len(core.scheduler.ready)
         work = core.work
-        returns = (work.steps[rows] - work.done[rows] > q) | (work.kind[rows] >= Kind.GENERATION)
-        core.pressure.begin(len(rows), q, now, goes_on=core.scheduler.has_ready or bool(returns.any()))
-        x, state = self.lots.inputs(rows, q), self._states(rows)
+        returns = (work.steps[rows] - work.done[rows] > steps) | (work.kind[rows] >= Kind.GENERATION)
+        goes_on = core.scheduler.has_ready or bool(returns.any())
+        core.pressure.begin(int(steps.sum()), int(steps[0]), now, goes_on=goes_on)
+        x, state = self.lots.inputs(rows, steps), self._states(rows)
         waited = (now - work.arrived[rows])[(work.done[rows] == 0) & (work.kind[rows] < Kind.GENERATION)]
         core.counts.queue_rows += len(waited)
         core.counts.queue.add_all(waited)
-        run = Run(rows, x, state, float(core.scheduler.cost(len(rows), q)))
+        run = Run(rows, steps, x, state, core.scheduler.cost.of_ragged(steps))
         run.is_prime = bool(work.kind[rows[0]] == Kind.PRIMING)
         if core.timings:
             run.timed = self._begin_timed(rows, now)
@@ -89,16 +97,20 @@ class Runs:
 
     def compute(self, run: Run) -> Outcome:
         """What a run gives; any thread may compute it."""
-        begun = self.core.clock()
+        clock, runtime = self.core.clock, self.core.model.runtime
+
+        def timed(graph: Callable[..., T], x: np.ndarray, state: np.ndarray) -> T:
+            begun = clock()
+            computed = graph(x, state)
+            run.calls.append((len(x), x.shape[1], clock() - begun))
+            return computed
+
         try:
-            runtime = self.core.model.runtime
             if run.is_prime:
-                return run.x[:, :0], runtime.prime(run.x, run.state)
-            return runtime.step(run.x, run.state)
+                return run.x[:, :0], ragged.prime(partial(timed, runtime.prime), run.x, run.state, run.steps)
+            return ragged.step(partial(timed, runtime.step), run.x, run.state, run.steps)
         except Exception:
             return self.fault("a run failed", Reason.RUN_FAILED)
-        finally:
-            run.took_s = self.core.clock() - begun
 
     def finish(self, run: Run, outcome: Outcome) -> None:
         """Gives a run's outcome to its rows."""
@@ -107,28 +119,30 @@ class Runs:
             now = core.clock()
             for timing in run.timed:
                 timing.ended_s = now
+        self.count(run)
         if isinstance(outcome, CellarError):
             self.fail(run.rows, outcome, core.clock())
             return
         y, state = outcome
-        q = run.x.shape[1]
         if run.is_prime:
-            core.counts.prime_runs += 1
-            self.generations.rows.take_in(run.rows, q, state)
+            self.generations.rows.take_in(run.rows, run.steps, state)
             return
-        self.count(len(run.rows), q, run.took_s)
-        self._scatter(run.rows, q, y, state)
+        self._scatter(run.rows, run.steps, y, state)
 
-    def count(self, n: int, q: int, took_s: float) -> None:
-        """A run of n rows and q steps went well."""
+    def count(self, run: Run) -> None:
+        """Each call of a run that went well."""
         counts = self.core.counts
-        counts.runs += 1
-        counts.run.add(took_s)
-        counts.rows += n
-        counts.steps += n * q
-        counts.compute_s += n * took_s
-        counts.runs_by_rows[n] = counts.runs_by_rows.get(n, 0) + 1
-        counts.seconds_by_rows[n] = counts.seconds_by_rows.get(n, 0.0) + took_s
+        if run.is_prime:
+            counts.prime_runs += len(run.calls)
+            return
+        for n, steps, took_s in run.calls:
+            counts.runs += 1
+            counts.run.add(took_s)
+            counts.rows += n
+            counts.steps += n * steps
+            counts.compute_s += n * took_s
+            counts.runs_by_rows[n] = counts.runs_by_rows.get(n, 0) + 1
+            counts.seconds_by_rows[n] = counts.seconds_by_rows.get(n, 0.0) + took_s
 
     def _states(self, rows: np.ndarray) -> np.ndarray:
         """States of a run float32 [batch, S]."""
@@ -151,8 +165,8 @@ class Runs:
             core.counts.copy("state", state.nbytes)
         return state
 
-    def _scatter(self, rows: np.ndarray, q: int, y: np.ndarray, state: np.ndarray) -> None:
-        """Gives a run's results to its rows. y: float32 [batch, q, ...]; state: float32 [batch, S]."""
+    def _scatter(self, rows: np.ndarray, steps: np.ndarray, y: np.ndarray, state: np.ndarray) -> None:
+        """Gives a run's results to its rows. y: float32 [batch, time, ...]; state: float32 [batch, S]."""
         core, work = self.core, self.core.work
         now = core.clock()
         kind = work.kind[rows]
@@ -165,12 +179,13 @@ class Runs:
             core.counts.copy("part", y.nbytes + state.nbytes)
             core.counts.copy("state", int(fed_back.sum()) * state[0].nbytes)
             self.generations.rows.advance(rows[fed_back], y[fed_back, 0], state[fed_back], now)
-            rows, y, state, kind = rows[~fed_back], y[~fed_back], state[~fed_back], kind[~fed_back]
+            others = ~fed_back
+            rows, steps, y, state, kind = rows[others], steps[others], y[others], state[others], kind[others]
         begun = work.done[rows] > 0
-        work.done[rows] += q
+        work.done[rows] += steps
         ended = work.done[rows] == work.steps[rows]
         if not (ended & ~begun).all():
-            self.lots.keep(rows, q, y, (begun | ~ended) & work.keeps[rows])
+            self.lots.keep(rows, steps, y, (begun | ~ended) & work.keeps[rows])
         if not ended.all():
             going = rows[~ended]
             core.counts.copy("state", len(going) * state[0].nbytes)
@@ -181,33 +196,34 @@ class Runs:
             core.counts.copy("part", state.nbytes + int(ended.sum()) * y[0].nbytes)
             work.state[span(going)] = state[~ended]
             core.scheduler.add(going)
-            rows, y, state, kind, begun = rows[ended], y[ended], state[ended], kind[ended], begun[ended]
+            rows, steps, y, state = rows[ended], steps[ended], y[ended], state[ended]
+            kind, begun = kind[ended], begun[ended]
         for each, finish in ((Kind.CHUNK, self._finish_chunks), (Kind.SEQUENCE, self._finish_sequences)):
             chosen = kind == each
             if chosen.all():
-                finish(rows, q, y, state, begun, now)
+                finish(rows, steps, y, state, begun, now)
                 return
             if chosen.any():
                 core.counts.copy("part", int(chosen.sum()) * (y[0].nbytes + state[0].nbytes))
-                finish(rows[chosen], q, y[chosen], state[chosen], begun[chosen], now)
+                finish(rows[chosen], steps[chosen], y[chosen], state[chosen], begun[chosen], now)
 
     def _finish_chunks(
-        self, rows: np.ndarray, q: int, y: np.ndarray, state: np.ndarray, begun: np.ndarray, now: float
+        self, rows: np.ndarray, steps: np.ndarray, y: np.ndarray, state: np.ndarray, begun: np.ndarray, now: float
     ) -> None:
-        self.frames.commit(rows, state, self.lots.outputs(rows, q, y, begun), now)
+        self.frames.commit(rows, state, self.lots.outputs(rows, steps, y, begun), now)
 
     def _finish_sequences(
-        self, rows: np.ndarray, q: int, y: np.ndarray, state: np.ndarray, begun: np.ndarray, now: float
+        self, rows: np.ndarray, steps: np.ndarray, y: np.ndarray, state: np.ndarray, begun: np.ndarray, now: float
     ) -> None:
         keeps = self.core.work.keeps[rows]
         if keeps.all():
-            outputs = self.lots.outputs(rows, q, y, begun)
+            outputs = self.lots.outputs(rows, steps, y, begun)
         elif not keeps.any():
             outputs = self.core.no_outputs()
         else:
             self.core.counts.copy("part", int(keeps.sum()) * y[0].nbytes)
-            outputs = self.lots.outputs(rows[keeps], q, y[keeps], begun[keeps])
-        self.predicts.finish(rows, y[:, -1], outputs)
+            outputs = self.lots.outputs(rows[keeps], steps[keeps], y[keeps], begun[keeps])
+        self.predicts.finish(rows, y[np.arange(len(rows)), steps - 1], outputs)
 
     def fail(self, rows: np.ndarray, error: CellarError, now: float) -> None:
         """Ends rows of any kind, none of them ready any more, with one error."""
