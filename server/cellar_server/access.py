@@ -8,8 +8,6 @@ import logging
 import os
 from typing import Any
 
-import grpc
-
 from cellar_server.config import Config, Settings
 from cellar_server.credentials import Certificates
 from cellar_server.front.callers import Callers
@@ -54,7 +52,7 @@ class Access:
         try:
             if self.certificates is None:
                 return server.add_insecure_port(address)
-            if isinstance(server, grpc.aio.Server):
+            if server.name == "aio":
                 return server.add_secure_port(address, self.certificates.for_grpc())
             return server.add_certificates_port(address, self.certificates.for_native())
         except RuntimeError:

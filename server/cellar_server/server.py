@@ -11,7 +11,6 @@ from concurrent.futures import ThreadPoolExecutor
 from enum import Enum
 from typing import TYPE_CHECKING
 
-import grpc
 from cellar_proto.v1 import (
     inference_pb2,
     inference_pb2_grpc,
@@ -31,6 +30,7 @@ from cellar_server.errors import CellarError
 from cellar_server.front.callers import Guard
 from cellar_server.front.gate import Gate
 from cellar_server.front.inference import Inference
+from cellar_server.front.lanes import Lanes
 from cellar_server.front.models import ModelsFront
 from cellar_server.front.oip import schema as oip
 from cellar_server.front.oip.service import OpenInference
@@ -50,7 +50,6 @@ from cellar_server.transport import is_native_built, open_transport
 from cellar_server.transport.base import Transport
 
 if TYPE_CHECKING:
-    from cellar_server.front.lanes import Lanes
     from cellar_server.front.metrics import MetricsServer
     from cellar_server.front.traces import Traces
 
@@ -140,7 +139,7 @@ class Server:
         await self._set_health()
         self._watching = asyncio.ensure_future(self._watch())
         host = self.config.listen.rpartition(":")[0]
-        log.info("transport: %s", "native" if hasattr(server, "add_lane") else "aio")
+        log.info("transport: %s", server.name)
         log.info("cellar-server listening on %s:%d", host, self.port)
 
     def _make_services(self, server: Transport) -> tuple[Inference, OpenInference]:
@@ -152,7 +151,7 @@ class Server:
             except ImportError:
                 raise StartupError("traces: they need OpenTelemetry: pip install 'cellar-serving[traces]'") from None
             registry.traces = Traces(otlp(config.traces), config.trace_sample)
-        self._lanes = open_lanes(registry, server, asyncio.get_running_loop())
+        self._lanes = Lanes(registry, server, asyncio.get_running_loop())
         if registry.traces is None:
             return Inference(registry, self._lanes), OpenInference(registry, self)
         from cellar_server.front.traces import TracedInference, TracedOpenInference
@@ -297,15 +296,6 @@ class Server:
         """Until the server has stopped."""
         if self._grpc is not None:
             await self._grpc.wait_for_termination()
-
-
-def open_lanes(registry: Registry, server: Transport, loop: asyncio.AbstractEventLoop) -> Lanes | None:
-    """What rows come in by, where the transport is the native one."""
-    if isinstance(server, grpc.aio.Server):
-        return None
-    from cellar_server.front.lanes import Lanes
-
-    return Lanes(registry, server, loop)  # type: ignore[arg-type]
 
 
 def check(config: Config) -> None:

@@ -50,7 +50,7 @@ def test_it_is_off_unless_asked_for(channel: grpc.Channel) -> None:
 
 def test_the_native_transport_has_none() -> None:
     with pytest.raises(StartupError, match="--transport aio"):
-        add_channelz(SimpleNamespace(add_lane=None), Callers(Config()))
+        add_channelz(SimpleNamespace(name="native"), Callers(Config()))
 
 
 @pytest.mark.parametrize("rights", [None, {"ops": Rights(call=(), administer=("*",)), "*": Rights(administer=("c*",))}])

@@ -61,6 +61,12 @@ def limited(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Running]]
         server.stop()
 
 
+@pytest.fixture(params=[0, 1], ids=["aio", "native"])
+def each(both: list[Running], request: pytest.FixtureRequest) -> Running:
+    """One of both, after the other."""
+    return both[request.param]
+
+
 class Caller:
     """One stream, its answers read one by one."""
 
@@ -208,8 +214,8 @@ def test_both_transports_refuse_the_same_of_a_limited_caller(
         assert server.server.registry.rations._callers[""].in_flight == 0
 
 
-def test_frames_of_one_row_go_as_rows_and_share_runs(both: list[Running]) -> None:
-    server = both[1]
+def test_frames_of_one_row_go_as_rows_and_share_runs(each: Running) -> None:
+    server = each
     before = counters(server)["rows"]
     with ExitStack() as stack:
         callers = [Caller(server.address) for _ in range(6)]
@@ -227,8 +233,8 @@ def test_frames_of_one_row_go_as_rows_and_share_runs(both: list[Running]) -> Non
     assert counters(server)["rows"] - before == 30
 
 
-def test_rows_keep_their_order_beside_other_messages(both: list[Running]) -> None:
-    caller = Caller(both[1].address)
+def test_rows_keep_their_order_beside_other_messages(each: Running) -> None:
+    caller = Caller(each.address)
     try:
         caller.open("counter", 2)
         a, b = caller.handles["counter"]
@@ -245,8 +251,8 @@ def test_rows_keep_their_order_beside_other_messages(both: list[Running]) -> Non
         caller.close()
 
 
-def test_a_half_close_waits_for_the_answers_of_rows(both: list[Running]) -> None:
-    caller = Caller(both[1].address)
+def test_a_half_close_waits_for_the_answers_of_rows(each: Running) -> None:
+    caller = Caller(each.address)
     try:
         caller.open("counter", 3)
         for number, handle in enumerate(caller.handles["counter"]):
@@ -257,8 +263,8 @@ def test_a_half_close_waits_for_the_answers_of_rows(both: list[Running]) -> None
         caller.close()
 
 
-def test_a_stream_whose_answers_are_not_read_is_read_no_further(both: list[Running]) -> None:
-    server = both[1]
+def test_a_stream_whose_answers_are_not_read_is_read_no_further(each: Running) -> None:
+    server = each
     caller, other = Caller(server.address), Caller(server.address)
     try:
         caller.open("counter", 1)

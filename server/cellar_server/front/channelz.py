@@ -20,7 +20,7 @@ def add_channelz(server: Any, callers: Callers) -> str:
     """Adds the service to a grpc.aio server, for callers who administer all models: it shows everybody's connections.
     Its name. StartupError for another transport, whose connections gRPC for Python does not see, and where
     grpcio-channelz is not installed."""
-    if hasattr(server, "add_lane"):
+    if server.name != "aio":
         raise StartupError("channelz: it shows the connections of grpc.aio: use --transport aio")
     try:
         from grpc_channelz.v1 import channelz, channelz_pb2, channelz_pb2_grpc

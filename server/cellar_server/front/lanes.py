@@ -1,4 +1,4 @@
-"""Rows between the native transport and the engines: one chunk a message outside, many in one batch here."""
+"""Rows between a transport and the engines: one chunk a message outside, many in one batch here."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ from cellar_server.front.status import CODES, count_failure, error_metadata
 from cellar_server.front.unary_rows import UnaryRows
 from cellar_server.front.watched_rows import WatchedRows
 from cellar_server.sessions.messages import AnswerReply, PredictRows, Rows, RowsRefused, RowsReply
-from cellar_server.transport.native import Bell, End, NativeServer
 
 
 class EngineLane:
@@ -26,7 +25,7 @@ class EngineLane:
 
     def __init__(self, lanes: Lanes, engine: Engine) -> None:
         self._lanes, self._engine, self._number = lanes, engine, engine.number + 1
-        bell = Bell()
+        bell = lanes.new_bell()
         self.ring, self.wait = bell.ring, bell.wait
         lanes.transport.set_bell(self._number, bell)
 
@@ -47,17 +46,19 @@ class Lanes:
     calls wait in a lane of their own; who their engines are is found out on the transport's thread.
     """
 
-    def __init__(self, registry: Registry, server: NativeServer, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, registry: Registry, server: Any, loop: asyncio.AbstractEventLoop) -> None:
         self.registry = registry
         self._server = server
         self.transport = server.transport
+        self.new_bell = server.bell
         self._loop = loop
         self._callers: dict[int, int] = {}  # who takes turns for a stream, where it is a caller with a name
         # what takes a frame of a stream that is no row, by number
         self._streams: dict[int, Callable[[Frame], None]] = {}
         self.watched = WatchedRows(registry.rations, self.take_back, self.transport.write)
         # where who calls is no header, or calls are traced, each step is a call of its own
-        if not registry.callers.are_certified and registry.traces is None:
+        can_be_rows = not registry.callers.are_certified and registry.traces is None
+        if hasattr(server, "add_unary") and can_be_rows:
             self._unary = UnaryRows(registry, server, self)
         if registry.callers.is_on:
             self.transport.set_caller_header("authorization")
@@ -133,7 +134,7 @@ class Lanes:
         end = None
         if reply.ends_calls:
             count_failure(error, n)
-            end = _end(error)
+            end = self.end(error)
         outputs = np.zeros((0, *reply.shape), np.float32)
         columns = _columns(reply, np.zeros(n, np.int64))
         self.transport.send(columns, outputs, error.to_proto().SerializeToString(), end)
@@ -161,38 +162,36 @@ class Lanes:
         """Whom a single row's answer goes to."""
         return _Asker(self, call, is_step)
 
+    def end(self, error: CellarError | None) -> Any:
+        """How a call ends, with an error or without."""
+        if error is None:
+            return self._server.end(0, "", [])
+        return self._server.end(CODES[error.reason].value[0], error.message, list(error_metadata(error)))
+
 
 class _Asker:
     """The call of one row."""
 
     def __init__(self, lanes: Lanes, call: int, is_step: bool) -> None:
-        self._lanes, self._transport = lanes, lanes.transport
-        self._call, self._is_step = call, is_step
+        self._lanes, self._call, self._is_step = lanes, call, is_step
 
     def receive(self, reply: AnswerReply) -> None:
+        transport = self._lanes.transport
         if not self._is_step:
             self._lanes.watched.answer([self._call], reply.frame_ids[:1], has_failed=bool(reply.errors))
-            self._transport.write(self._call, answer_message(reply).SerializeToString(), 1)
+            transport.write(self._call, answer_message(reply).SerializeToString(), 1)
             return
         error = reply.errors[0][1] if reply.errors else None
         if error is not None:
             count_failure(error)
-            self._transport.finish(self._call, None, _end(error))
+            transport.finish(self._call, None, self._lanes.end(error))
             return
         response = StepResponse(
             position=reply.positions[0],
             durable_position=reply.durable[0] if reply.durable else 0,
             outputs=tensor(reply.outputs),
         )
-        self._transport.finish(self._call, response.SerializeToString(), _OK)
-
-
-_OK = End(0, "", [])
-
-
-def _end(error: CellarError) -> End:
-    """How a call ends with an error."""
-    return End(CODES[error.reason].value[0], error.message, list(error_metadata(error)))
+        transport.finish(self._call, response.SerializeToString(), self._lanes.end(None))
 
 
 def _columns(reply: RowsReply | RowsRefused, lengths: Any) -> list[Any]:

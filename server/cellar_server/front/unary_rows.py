@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from cellar_proto.v1.manifest_pb2 import Mode
@@ -15,7 +15,7 @@ from cellar_server.front.registry import Registry
 from cellar_server.front.row_messages import common_predict, common_step, predicts, rows_of, steps
 from cellar_server.sessions.messages import PredictRows, Rows, RowsCancel
 from cellar_server.sessions.selection import chosen
-from cellar_server.transport.native import PREDICT, STEP, UNARY, NativeServer
+from cellar_server.transport.base import PREDICT, STEP, UNARY
 
 if TYPE_CHECKING:
     from cellar_server.front.lanes import Lanes
@@ -27,7 +27,7 @@ class UnaryRows:
     """Takes the lane of unary calls, on the transport's thread. Calls about which something is odd go to the method's
     own handler. lanes: what they are answered by."""
 
-    def __init__(self, registry: Registry, server: NativeServer, lanes: Lanes) -> None:
+    def __init__(self, registry: Registry, server: Any, lanes: Lanes) -> None:
         self._registry, self._lanes = registry, lanes
         self._transport = server.transport
         server.add_unary(METHODS, self._take, self._cancel)

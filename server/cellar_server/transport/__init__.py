@@ -37,9 +37,9 @@ def open_transport(name: str, *, max_message_bytes: int, interceptors: tuple[Any
     if name == "native" and not is_native_built():
         raise StartupError("transport native: it is not built for this Python (make native)")
     if name == "aio" or not is_native_built():
-        from cellar_server.transport.aio import open_aio
+        from cellar_server.transport.aio import AioServer
 
-        return open_aio(max_message_bytes=max_message_bytes, interceptors=interceptors)
+        return AioServer(max_message_bytes=max_message_bytes, interceptors=interceptors)
     if is_native_stale():
         raise StartupError("the native transport was built from other sources: build it again (make native)")
     from cellar_server.transport.native import NativeServer

@@ -1,15 +1,73 @@
-"""The transport that needs no compiler: grpc.aio."""
+"""The transport that needs no compiler: grpc.aio. Messages that hold one chunk become rows here too (see rows.py)."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from inspect import iscoroutinefunction
+from typing import Any
 
 import grpc
 
-from cellar_server.transport.base import OPTIONS, Transport
+from cellar_server.transport.aio_stream import AioStream
+from cellar_server.transport.base import OPTIONS
+from cellar_server.transport.rows import Bell, End, RowTransport
+
+STREAM = "/cellar.v1.Inference/Stream"
 
 
-def open_aio(*, max_message_bytes: int, interceptors: Sequence[grpc.aio.ServerInterceptor] = ()) -> Transport:
-    """A grpc.aio server that does not listen yet."""
-    sizes = [("grpc.max_receive_message_length", max_message_bytes), ("grpc.max_send_message_length", -1)]
-    return grpc.aio.server(options=[*sizes, *OPTIONS], interceptors=list(interceptors))
+class AioServer(grpc.aio.ServerInterceptor):
+    """See Transport. A grpc.aio server whose methods are all found by name: of methods that are registered, it would
+    wait for a call of each one anew whenever one comes."""
+
+    name = "aio"
+    bell, end = Bell, End
+
+    def __init__(self, *, max_message_bytes: int, interceptors: Sequence[grpc.aio.ServerInterceptor] = ()) -> None:
+        sizes = [("grpc.max_receive_message_length", max_message_bytes), ("grpc.max_send_message_length", -1)]
+        first, others = list(interceptors[:1]), list(interceptors[1:])
+        self._server = grpc.aio.server(options=[*sizes, *OPTIONS], interceptors=[*first, self, *others])
+        self.add_insecure_port = self._server.add_insecure_port
+        self.add_secure_port = self._server.add_secure_port
+        self.add_generic_rpc_handlers = self._server.add_generic_rpc_handlers
+        self.start, self.stop = self._server.start, self._server.stop
+        self.wait_for_termination = self._server.wait_for_termination
+        self.transport = RowTransport(asyncio.get_running_loop())
+        self._has_lanes = False
+        self._made: dict[str, tuple[Any, Any]] = {}
+
+    def add_registered_method_handlers(self, service_name: str, method_handlers: dict[str, Any]) -> None:
+        """They are among the generic ones."""
+
+    def add_lane(self, lane: int, take: Callable[[], object]) -> None:
+        """`take` is called, on the event loop, when rows wait in a lane that has no bell."""
+        self._has_lanes = True
+        self.transport.add_lane(lane, take)
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
+        details: grpc.HandlerCallDetails,
+    ) -> Any:
+        handler = await continuation(details)
+        # who is refused gets a generator, which reads nothing
+        if details.method != STREAM or not self._has_lanes or not iscoroutinefunction(handler.stream_stream):
+            return handler
+        known = self._made.get(STREAM)
+        if known is None or known[0] is not handler:
+            known = self._made[STREAM] = handler, self._stream(handler)
+        return known[1]
+
+    def _stream(self, handler: grpc.RpcMethodHandler) -> grpc.RpcMethodHandler:
+        """The same on bytes, its context one that knows rows."""
+
+        behave: Any = handler.stream_stream
+
+        async def serve(requests: Any, context: grpc.aio.ServicerContext) -> None:
+            stream = AioStream(self.transport, context, handler.request_deserializer, handler.response_serializer)
+            try:
+                await behave(requests, stream)
+            finally:
+                stream.close()
+
+        return grpc.stream_stream_rpc_method_handler(serve)

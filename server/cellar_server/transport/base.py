@@ -14,9 +14,17 @@ OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.keepalive_permit_without_calls", 1),
 )
 
+# How a method's requests come in, as in incoming.h.
+STREAM, SINGLE, STEP, PREDICT = range(4)
+# The lane of unary calls; streams are given others.
+UNARY = 0
+
 
 class Transport(Protocol):
-    """A server of gRPC calls, as grpc.aio's: services are added, then it listens, then it starts."""
+    """A server of gRPC calls, as grpc.aio's: services are added, then it listens, then it starts. name: as in the
+    configuration."""
+
+    name: str
 
     def add_generic_rpc_handlers(self, generic_rpc_handlers: Sequence[grpc.GenericRpcHandler]) -> None: ...
 

@@ -15,22 +15,17 @@ from typing import Any
 import grpc
 
 from cellar_server.transport import _native
-from cellar_server.transport.base import OPTIONS
+from cellar_server.transport.base import OPTIONS, SINGLE, STREAM, UNARY
 from cellar_server.transport.native_call import DONE, OPEN, ROWS, Metadata, NativeCall, run
 
 log = logging.getLogger("cellar_server.transport")
 
-Bell = _native.Bell
-End = _native.End
-
-# How a method's requests come in, as in incoming.h.
-STREAM, SINGLE, STEP, PREDICT = range(4)
-# The lane of unary calls; streams are given others.
-UNARY = 0
-
 
 class NativeServer:
     """See Transport. Threads: the transport's poller, and one here that waits for its batches."""
+
+    name = "native"
+    bell, end = _native.Bell, _native.End
 
     def __init__(self, *, max_message_bytes: int, interceptors: Sequence[grpc.aio.ServerInterceptor] = ()) -> None:
         self.transport = _native.Transport(max_message_bytes, list(OPTIONS))
