@@ -36,6 +36,16 @@ def short_beside_long(seed: int, count: int = 40_000, short: int = 4, long: int 
     return rng.permuted(tens, axis=1).reshape(-1)
 
 
+def most_hold(measure: Callable[[int], float], below: float, tries: list[float]) -> bool:
+    """Whether most of three tries are below a bound; the third is made where the first two differ. tries: filled."""
+    for at in range(3):
+        tries.append(measure(at))
+        good = sum(each < below for each in tries)
+        if good == 2 or len(tries) - good == 2:
+            break
+    return good == 2
+
+
 def highest(holds: Callable[[float], bool], low: float, high: float, halvings: int) -> float:
     """The highest value at which it still holds, between two bounds, by halving their ratio; 0 where not at `low`."""
     if not holds(low):

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.schedules import burst, highest, mixed_lengths, poisson, short_beside_long
+from benchmarks.schedules import burst, highest, mixed_lengths, most_hold, poisson, short_beside_long
 
 
 def test_a_burst_is_due_at_once():
@@ -50,3 +50,13 @@ def test_the_highest_that_holds_is_found_to_within_the_halvings(limit):
 
 def test_nothing_holds():
     assert highest(lambda value: False, 1, 2, 3) == 0
+
+
+@pytest.mark.parametrize(
+    ("found", "is_held", "num_tries"),
+    [([1, 1], True, 2), ([9, 9], False, 2), ([1, 9, 1], True, 3), ([9, 1, 9], False, 3)],
+)
+def test_most_of_three_tries_hold(found, is_held, num_tries):
+    tries: list[float] = []
+    assert most_hold(lambda at: found[at], 5, tries) is is_held
+    assert tries == found[:num_tries]

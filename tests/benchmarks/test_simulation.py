@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from benchmarks.simulation import BatchOfOne, Buckets, Cells, Costs, Padded, mixed_lengths, simulate
+from benchmarks.simulation import BatchOfOne, Buckets, Cells, Costs, Padded, highest_load, mixed_lengths, simulate
 
 COUNT = 1500
 
@@ -38,6 +38,15 @@ def test_the_tail_below_capacity_is_no_worse_than_that_of_a_batch_of_one(price):
     arrivals = np.cumsum(np.random.default_rng(2).exponential(1 / load, COUNT))
     p99 = [np.quantile(simulate(arm(lengths, price), arrivals), 0.99) for arm in (Cells, BatchOfOne)]
     assert p99[0] <= p99[1]
+
+
+def test_the_highest_load_with_a_short_tail(price):
+    lengths = mixed_lengths(COUNT)
+    ours, one, buckets = (
+        highest_load(lambda given, arm=arm: arm(given, price), lengths) for arm in (Cells, BatchOfOne, Buckets)
+    )
+    assert ours >= 1.6 * one
+    assert ours >= 1.1 * buckets
 
 
 def test_short_rows_beside_long_ones(price):
