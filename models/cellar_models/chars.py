@@ -223,10 +223,10 @@ def train(network: Chars, data: Path, trainer: Trainer) -> None:
 
 
 @torch.no_grad()
-def nats(network: nn.Module, text: str) -> float:
+def nats(network: Chars, text: str) -> float:
     """Mean -log p of each character of `text` but the first, read as one stream from the zero state."""
-    ids = torch.from_numpy(network.ids(text))  # type: ignore[operator]
-    state, total = torch.zeros(1, network.state_size), 0.0  # type: ignore[arg-type]
+    ids = torch.from_numpy(network.ids(text))
+    state, total = torch.zeros(1, network.state_size), 0.0
     for start in range(0, len(ids) - 1, 2000):
         following = ids[start + 1 : start + 2001]
         y, state = network(ids[None, start : start + len(following)], state)

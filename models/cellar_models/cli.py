@@ -207,7 +207,7 @@ def _verify(model: ModuleType, options: argparse.Namespace) -> int:
 def _folds(model: ModuleType, options: argparse.Namespace) -> int:
     if not hasattr(model, "folds"):
         raise FileNotFoundError(f"{options.name} has no folds")
-    found = []
+    found: list[dict[str, float]] = []
     for each in model.folds(options.data, options.seed, options.epochs):
         print(f"{len(found)}: " + ", ".join(f"{name} {value:.4f}" for name, value in each.items()), flush=True)
         found.append(each)

@@ -32,6 +32,7 @@ class Describe(Network):
 
     name = "describe"
     has_prime = True
+    uses: Tensor
 
     def __init__(
         self,

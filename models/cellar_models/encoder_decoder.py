@@ -31,6 +31,13 @@ from cellar_models.pieces import BEGIN, END
 from cellar_models.recurrent import Recurrent
 
 
+def _piece(tokenizer: Tokenizer, i: int) -> str:
+    """The text of one piece, as it is emitted."""
+    piece = tokenizer.id_to_token(i)
+    assert piece is not None
+    return piece.replace("\u2581", " ")
+
+
 class Translate(Network):
     """x: int64 [batch, time] ids of target pieces -> y: float32 [batch, time, V] logits of the next piece.
 
@@ -141,7 +148,7 @@ class Translate(Network):
 
     def describe(self, manifest: Manifest, folder: Path) -> None:
         self.source.save(str(folder / "tokenizer.json"), pretty=False)
-        pieces = [self.target.id_to_token(i).replace("\u2581", " ") for i in range(self.target.get_vocab_size())]
+        pieces = [_piece(self.target, i) for i in range(self.target.get_vocab_size())]
         (folder / "vocabulary.json").write_text(json.dumps(pieces, ensure_ascii=False))
         manifest.description = "An English sentence in, a French one out, piece by piece."
         manifest.mode = MANY_TO_MANY_ENCODER_DECODER

@@ -122,7 +122,7 @@ def train(network: Etth1, data: Path, trainer: Trainer, num_epochs: int = 60) ->
 
 
 @torch.no_grad()
-def _errors(network: nn.Module, data: Path, first: int, end: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _errors(network: Etth1, data: Path, first: int, end: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Errors [hours, 24 hours ahead, 7] on the hours first..end of the network, of the last value and of the day
     before; every hour whose next 24 lie in the part. The network has read the day before."""
     values, clock = load(data)
@@ -154,7 +154,7 @@ def choose(data: Path, seeds: list[int], max_epochs: int | None) -> Setting:
     return min(found, key=lambda setting: found[setting])
 
 
-MEASURES = {
+MEASURES: dict[str, Any] = {
     "seven variables, 1 hour ahead": np.s_[:, 0, :],
     "seven variables, 24 hours ahead": np.s_[:, -1, :],
     "seven variables, mean of 1 to 24": np.s_[:],

@@ -10,7 +10,7 @@ import sys
 import tempfile
 import types
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from cellar_models.halves import pack
 from cellar_models.network import Network
-from cellar_models.recurrent import OPSET, TRANSLATIONS
+from cellar_models.recurrent import OPSET, TRANSLATIONS, Recurrent
 from cellar_models.traces import clear_onnx, clear_torchscript
 from cellar_models.verify import TOLERANCE, Report, VerifyError, verify
 
@@ -130,7 +130,7 @@ def _write_onnx(
 ) -> None:
     exported = copy.deepcopy(module)
     for part in exported.modules():
-        if hasattr(part, "prepare_export"):
+        if isinstance(part, Recurrent):
             part.prepare_export()
     with _quiet():
         warnings.filterwarnings("ignore", category=DeprecationWarning)
@@ -187,7 +187,9 @@ def save_manifest(manifest: Manifest, folder: Path) -> None:
     (folder / "manifest.json").write_text(text + "\n")
 
 
-def export(network: Network, zoo: Path, *, version: int = 1, card: str = "", samples: object = None) -> Path:
+def export(
+    network: Network, zoo: Path, *, version: int = 1, card: str = "", samples: Callable[[Path], None] | None = None
+) -> Path:
     """Writes `zoo`/<name>/<version>/ anew; VerifyError, and nothing written, where a graph fails.
 
     samples: called with the folder in which to put sample inputs.
@@ -201,7 +203,7 @@ def export(network: Network, zoo: Path, *, version: int = 1, card: str = "", sam
         manifest = write_manifest(network, version, report, folder)
         if samples is not None:
             (folder / "samples").mkdir()
-            samples(folder / "samples")  # type: ignore[operator]
+            samples(folder / "samples")
         (folder / "CARD.md").write_text(card.format(manifest=manifest, report=report) if card else "")
         if target.exists():
             shutil.rmtree(target)

@@ -35,6 +35,8 @@ class Forecast(Network):
     """
 
     name = "forecast"
+    mean: Tensor
+    spread: Tensor
 
     def __init__(self, hidden_size: int = 64, kind: str = "lstm") -> None:
         super().__init__()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
@@ -121,8 +123,8 @@ class Int8Layer:
         inputs = [left, name + "_w", "one", name + "_scale", "x_zero", "w_zero", name + "_b"]
         self._op("MatMulIntegerToFloat", [p + each for each in inputs], name + "_sum", domain=DOMAIN)
 
-    def _op(self, kind: str, inputs: list[str], output: str, **attributes: object) -> None:
+    def _op(self, kind: str, inputs: list[str], output: str, **attributes: Any) -> None:
         self.body.append(helper.make_node(kind, inputs, [self.prefix + output], **attributes))
 
-    def _constant(self, name: str, value: np.ndarray) -> None:
+    def _constant(self, name: str, value: np.ndarray | np.generic) -> None:
         self.initializers.append(numpy_helper.from_array(np.asarray(value), self.prefix + name))

@@ -50,6 +50,11 @@ class Melody(Network):
 
     name = "melody"
     has_prime = True
+    marks: Tensor
+    ticks: Tensor
+    bars: Tensor
+    is_line: Tensor
+    is_section: Tensor
 
     def __init__(self, words: list[str], hidden_size: int = 288, embedding_size: int = 64) -> None:
         super().__init__()

@@ -131,7 +131,7 @@ def _with_section_lines(example: Example) -> str:
         elif match["triplet"]:
             in_triplet = 3
         elif match["bar"]:
-            is_last = not any(tunes.TOKEN.match(each)["note"] for each in tokens[i + 1 :])  # type: ignore[index]
+            is_last = not any((found := tunes.TOKEN.match(each)) and found["note"] for each in tokens[i + 1 :])
             if pick_up is None and ticks:
                 pick_up = ticks if ticks < bar_ticks else 0
             elif token == "|" and (is_last or (pick_up and ticks == bar_ticks - pick_up)):

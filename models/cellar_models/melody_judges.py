@@ -132,11 +132,11 @@ def ngram_nats(network: Melody, learn: list[Example], test: list[Example], order
     """The same measure of an interpolated n-gram model of the same tokens (Witten and Bell, 1991)."""
     counts: list[dict[tuple[int, ...], dict[int, int]]] = [{} for _ in range(order)]
     for example in learn:
-        ids = ids_of(network.words, example)
-        for i in range(1, len(ids or [])):
+        read = ids_of(network.words, example) or []
+        for i in range(1, len(read)):
             for n in range(min(order, i + 1)):
-                seen = counts[n].setdefault(tuple(ids[i - n : i]), {})  # type: ignore[index]
-                seen[ids[i]] = seen.get(ids[i], 0) + 1  # type: ignore[index]
+                seen = counts[n].setdefault(tuple(read[i - n : i]), {})
+                seen[read[i]] = seen.get(read[i], 0) + 1
     total, characters = 0.0, 0
     for example in test:
         ids = ids_of(network.words, example)
@@ -145,10 +145,10 @@ def ngram_nats(network: Melody, learn: list[Example], test: list[Example], order
         for i in range(4, len(ids)):
             chance = 1.0 / len(network.words)
             for n in range(min(order, i + 1)):
-                seen = counts[n].get(tuple(ids[i - n : i]))
-                if seen:
-                    num, kinds = sum(seen.values()), len(seen)
-                    chance = (seen.get(ids[i], 0) + kinds * chance) / (num + kinds)
+                known = counts[n].get(tuple(ids[i - n : i]))
+                if known:
+                    num, kinds = sum(known.values()), len(known)
+                    chance = (known.get(ids[i], 0) + kinds * chance) / (num + kinds)
             total -= math.log(chance)
         characters += len(example.body) + 1
     return total / characters

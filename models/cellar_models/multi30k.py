@@ -18,9 +18,10 @@ import torch
 
 from cellar_models.data import data_folder, read
 from cellar_models.decoding import beam, greedy, scores
+from cellar_models.encoder_decoder import Translate
 from cellar_models.pieces import source_pieces, target_pieces
 from cellar_models.training import Trainer, training_numbers
-from cellar_models.translate import Translate, encode, fit
+from cellar_models.translate import encode, fit
 
 FILES = {
     "train.de": "2c2b73fd2b548fbcde3a875e0a78d6ee94d498bfdee6bd3eae3945779e9ddf72",

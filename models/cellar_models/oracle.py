@@ -10,6 +10,7 @@ GRU (Cho et al., 2014, with the reset after the product as in PyTorch and cuDNN)
 from __future__ import annotations
 
 import numpy as np
+from torch import nn
 
 from cellar_models.recurrent import Recurrent
 
@@ -71,6 +72,6 @@ def recurrent(module: Recurrent, x: np.ndarray, state: np.ndarray) -> tuple[np.n
     return x, np.concatenate(following, axis=1)
 
 
-def linear(module: object, x: np.ndarray) -> np.ndarray:
+def linear(module: nn.Linear, x: np.ndarray) -> np.ndarray:
     """An nn.Linear."""
-    return x @ module.weight.detach().numpy().astype(np.float64).T + module.bias.detach().numpy()  # type: ignore[attr-defined]
+    return x @ module.weight.detach().numpy().astype(np.float64).T + module.bias.detach().numpy()

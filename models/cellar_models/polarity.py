@@ -44,6 +44,10 @@ class Polarity(Network):
     The row: h of the GRU, the last word's id, the sum of evidence so far. words: the vocabulary, 0 the unknown one.
     """
 
+    odds: Tensor
+    pair_odds: Tensor
+    pair: Tensor
+
     def __init__(
         self,
         words: list[str],
@@ -223,11 +227,11 @@ def train(network: Polarity, texts: list[Text], valid: list[Text], trainer: Trai
     trainer.cycle(epoch, validate, num_epochs=num_epochs)
 
 
-def scores(network: Network, texts: list[Text]) -> tuple[float, float]:
+def scores(network: Polarity, texts: list[Text]) -> tuple[float, float]:
     """Accuracy after the last word, and the mean of the two classes' F1."""
     counts = np.zeros((2, 2), int)
     with torch.no_grad():
-        rows = [(network.ids(text.words), text.label, 0) for text in texts]  # type: ignore[operator]
+        rows = [(network.ids(text.words), text.label, 0) for text in texts]
         for ids, labels, _ in _batches(rows, 256):
             y, _ = network(ids, torch.zeros(len(ids), network.state_size))
             np.add.at(counts, (labels.long().numpy(), y[:, -1].argmax(1).numpy()), 1)

@@ -82,10 +82,10 @@ def quantize(model: onnx.ModelProto, feeds: Mapping[str, np.ndarray]) -> Quantiz
         [each for name, each in initializers.items() if name in used or name.startswith("int8.")],
     )
     opsets = [each for each in model.opset_import if each.domain != DOMAIN] + [helper.make_opsetid(DOMAIN, 1)]
-    made = helper.make_model(graph, opset_imports=opsets, ir_version=model.ir_version)
-    pack(made)
-    onnx.checker.check_model(made)
-    return Quantized(made, {node.name or node.output[0]: bounds[node.input[0]] for node in layers})
+    quantized = helper.make_model(graph, opset_imports=opsets, ir_version=model.ir_version)
+    pack(quantized)
+    onnx.checker.check_model(quantized)
+    return Quantized(quantized, {node.name or node.output[0]: bounds[node.input[0]] for node in layers})
 
 
 def _is_row_gather(node: onnx.NodeProto) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import onnxscript
@@ -47,7 +48,7 @@ def recurrent_onnx(x: Any, w: Any, r: Any, b: Any, h: Any, c: Any, kind: int, hi
     return _op.Transpose(_op.Squeeze(y, [1]), perm=[1, 0, 2]), _op.Squeeze(hn, [0]), c
 
 
-TRANSLATIONS = {torch.ops.cellar.recurrent.default: recurrent_onnx}
+TRANSLATIONS: dict[Callable[..., Any], Callable[..., Any]] = {torch.ops.cellar.recurrent.default: recurrent_onnx}
 
 
 class Recurrent(nn.Module):

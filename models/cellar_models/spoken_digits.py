@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,6 +34,8 @@ class SpokenDigits(Network):
     """
 
     name = "spoken-digits"
+    waves: Tensor
+    bands: Tensor
 
     def __init__(self, hidden_size: int = 128, num_layers: int = 2) -> None:
         super().__init__()
@@ -198,12 +201,12 @@ def evaluate(network: SpokenDigits, data: Path) -> Result:
     recordings = load(data)
     learn, test = np.flatnonzero(recordings.index >= 5), np.flatnonzero(recordings.index < 5)
 
-    def summary(i: int) -> np.ndarray:
+    def summary(i: np.integer[Any]) -> np.ndarray:
         """Mean bands of the three thirds of a recording, [240]."""
         sound = recordings.sounds[i][: len(recordings.sounds[i]) // FRAME * FRAME].reshape(1, -1, FRAME)
         with torch.no_grad():
             rest = torch.zeros(1, FRAME + 2)
-            heard = getattr(network, "network", network).features(torch.from_numpy(sound), rest)[0][0].numpy()
+            heard = network.features(torch.from_numpy(sound), rest)[0][0].numpy()
         return np.concatenate([part.mean(0) for part in np.array_split(heard, 3)])
 
     linear = LogisticRegression(max_iter=500, C=0.1)

@@ -38,6 +38,8 @@ class Tagger(Network):
     """x: int64 [batch, time, 15] (word id, then 4 + 10 bytes of the word) -> y: float32 [batch, time, 17],
     probabilities of the tags. Of a whole-sequence tagger the row holds h and c of both directions."""
 
+    places: Tensor
+
     def __init__(
         self,
         words: list[str],
@@ -214,8 +216,10 @@ def evaluate(network: Tagger, data: Path) -> Result:
             tags_of.setdefault(form, Counter())[tag] += 1
     most = Counter(tag for counts in tags_of.values() for tag in counts.elements()).most_common(1)[0][0]
     test = load(data, "test")
-    frequent = np.mean(
-        [(tags_of[form].most_common(1)[0][0] if form in tags_of else most) == tag for s in test for form, tag in s]
+    frequent = float(
+        np.mean(
+            [(tags_of[form].most_common(1)[0][0] if form in tags_of else most) == tag for s in test for form, tag in s]
+        )
     )
     good = total = known_good = known = 0
     for x, tags in _batches(_encode(network, test), 64, False):
@@ -232,7 +236,7 @@ def evaluate(network: Tagger, data: Path) -> Result:
             "on words of the vocabulary": known_good / known,
             "on other words": (good - known_good) / (total - known),
         },
-        baselines={"most frequent tag of the word": float(frequent)},
+        baselines={"most frequent tag of the word": frequent},
         unit=f"share of {total} words",
         is_better=accuracy > frequent,
         notes=f"""Set out to reach {aim:.3f}: {"reached" if accuracy > aim else "NOT reached"}. Published, on UD 1.3

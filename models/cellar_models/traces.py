@@ -10,7 +10,7 @@ import onnx
 
 def clear_onnx(model: onnx.ModelProto) -> None:
     """Takes the metadata of its nodes and values out of a graph; what it computes stays."""
-    graphs = [model.graph, *model.functions]
+    graphs: list[onnx.GraphProto | onnx.FunctionProto] = [model.graph, *model.functions]
     while graphs:
         graph = graphs.pop()
         for node in graph.node:

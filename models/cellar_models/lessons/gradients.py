@@ -10,7 +10,9 @@ from cellar_models.lessons.learner import Learner
 from cellar_models.lessons.tasks import Task
 
 
-def norms_through_time(learner: Learner, task: Task, length: int, seed: int, batch: int = 8) -> tuple[list, list]:
+def norms_through_time(
+    learner: Learner, task: Task, length: int, seed: int, batch: int = 8
+) -> tuple[list[float], list[float]]:
     """Norms of the gradient of the loss after the last step, by how many steps back it is taken: of the state (h and,
     for an LSTM, c: all that goes from one step to the next), and of the input.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from string import Template
@@ -52,7 +53,9 @@ def write_findings(found: Findings, docs: Path) -> None:
 def read_findings(docs: Path) -> Findings:
     """Those that the page in `docs` shows."""
     kept = json.loads((docs / "why-lstm" / "findings.json").read_text("utf-8"))
-    plan = {name: tuple(value) if isinstance(value, list) else value for name, value in kept.pop("plan").items()}
+    plan: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in kept.pop("plan").items()
+    }
     return Findings(Plan(**plan), **kept)
 
 
@@ -81,7 +84,7 @@ def _row(*fields: object) -> str:
     return "| " + " | ".join(str(field) for field in fields) + " |"
 
 
-def _table(head: list[object], rows: list[list[object]]) -> str:
+def _table(head: list[object], rows: Sequence[Sequence[object]]) -> str:
     return "\n".join([_row(*head), "|" + "---|" * len(head), *(_row(*row) for row in rows)])
 
 

@@ -28,7 +28,7 @@ COLOURS = {
 # What is below is drawn at the edge.
 LEAST = 1e-16
 # Letters stay text: small files, and the reader's own font. The salt makes the names of parts the same each time.
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "svg.fonttype": "none", "svg.hashsalt": "cellar", "font.family": "sans-serif", "font.size": 9,
     "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.3, "lines.linewidth": 1.4,
 }  # fmt: skip

@@ -117,9 +117,15 @@ class _Counting(Trainer):
         return super().step(loss)
 
     def fit(
-        self, epoch: Callable[[], float], validate: Callable[[], float], *, num_epochs: int, patience: int
+        self,
+        epoch: Callable[[], float],
+        validate: Callable[[], float],
+        *,
+        num_epochs: int,
+        patience: int,
+        decay: float = 0.97,
     ) -> list[float]:
-        losses = super().fit(epoch, validate, num_epochs=num_epochs, patience=patience)
+        losses = super().fit(epoch, validate, num_epochs=num_epochs, patience=patience, decay=decay)
         self.num_epochs = len(losses)
         return losses
 

@@ -45,10 +45,13 @@ def find_vocabulary(subject: Subject, x: Tensor) -> int:
     def note(name: str, module: nn.Module, arguments: tuple[object, ...]) -> object:
         given = arguments[0]
         if isinstance(given, Tensor) and sorted(given.flatten().tolist()) == ids:
-            found.append(module.num_embeddings)  # type: ignore[arg-type]
+            assert isinstance(module, nn.Embedding)
+            found.append(module.num_embeddings)
         return type(module).forward(module, given)
 
-    embeddings = {name: each for name, each in subject.module.named_modules() if isinstance(each, nn.Embedding)}
+    embeddings: dict[str, nn.Module] = {
+        name: each for name, each in subject.module.named_modules() if isinstance(each, nn.Embedding)
+    }
     with tapped(subject.module, note, embeddings, is_packing=False):
         subject.run(x)
     return min(found, default=0)
@@ -67,7 +70,7 @@ def find_layout(subject: Subject, y: Tensor, rows: int, steps: int, more: int) -
         if same and flat == [0] and not by_row and not by_step:
             return Layout(0, 0, tuple(one[1:]), _flat_order(subject, rows, steps, y))
         if same and len(by_row) == 1 and len(by_step) <= 1 and not flat:
-            row, time = by_row[0], (by_step or [None])[0]
+            row, time = by_row[0], by_step[0] if by_step else None
             # a leading axis of one, as in h_n[-1:], is not part of an emission
             step = [one[a] for a in rest if not (a < row and one[a] == 1)]
             return Layout(row, time, tuple(step))

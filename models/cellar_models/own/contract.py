@@ -15,7 +15,7 @@ from cellar_models.own.graph import scanned
 from cellar_models.own.source import Proposal, Size, Source, sizes_of
 from cellar_models.own.why import ExportError, Why
 
-_INPUTS = {
+_INPUTS: dict[int, DataType] = {
     TensorProto.FLOAT: DataType.FLOAT32,
     TensorProto.FLOAT16: DataType.FLOAT32,
     TensorProto.DOUBLE: DataType.FLOAT32,
@@ -24,7 +24,7 @@ _INPUTS = {
     TensorProto.INT16: DataType.INT16,
     TensorProto.UINT8: DataType.UINT8,
 }
-_TYPES = {
+_TYPES: dict[DataType, int] = {
     DataType.FLOAT32: TensorProto.FLOAT,
     DataType.INT64: TensorProto.INT64,
     DataType.INT16: TensorProto.INT16,
@@ -38,7 +38,7 @@ class Contract:
 
     model: onnx.ModelProto
     parts: list[StatePart]
-    dtype: int
+    dtype: DataType
     input_shape: tuple[int, ...]
     is_scan: bool
 

@@ -43,7 +43,7 @@ class Unrolled(nn.Module):
     def forward(self, x: Tensor, *state: Any) -> Any:
         outputs = []
         for t in range(x.shape[1]):
-            y, *state = self.module(x[:, t], *state)  # type: ignore[assignment]
+            y, *state = self.module(x[:, t], *state)
             outputs.append(y)
         return torch.stack(outputs, dim=1), *state
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import onnxscript
@@ -11,8 +12,8 @@ from torch import Tensor, nn
 from cellar_models.recurrent import _GATES, OPSET
 
 KINDS = ("rnn", "lstm", "gru")
-LAYERS = {nn.RNN: "rnn", nn.LSTM: "lstm", nn.GRU: "gru"}
-CELLS = {nn.RNNCell: "rnn", nn.LSTMCell: "lstm", nn.GRUCell: "gru"}
+LAYERS: dict[type[nn.Module], str] = {nn.RNN: "rnn", nn.LSTM: "lstm", nn.GRU: "gru"}
+CELLS: dict[type[nn.Module], str] = {nn.RNNCell: "rnn", nn.LSTMCell: "lstm", nn.GRUCell: "gru"}
 
 
 def kind_of(module: nn.Module) -> str:
@@ -65,7 +66,7 @@ def _layer_onnx(x: Any, w: Any, r: Any, b: Any, h: Any, c: Any, kind: int, relu:
     return _op.Reshape(_op.Transpose(y, perm=[2, 0, 1, 3]), [0, 0, -1]), hn, cn
 
 
-TRANSLATIONS = {torch.ops.cellar.layer.default: _layer_onnx}
+TRANSLATIONS: dict[Callable[..., Any], Callable[..., Any]] = {torch.ops.cellar.layer.default: _layer_onnx}
 
 
 def suffixes(module: nn.Module) -> list[list[str]]:
@@ -74,6 +75,13 @@ def suffixes(module: nn.Module) -> list[list[str]]:
         return [[""]]
     ways = ("", "_reverse") if module.bidirectional else ("",)
     return [[f"_l{k}{way}" for way in ways] for k in range(module.num_layers)]
+
+
+def hidden_sizes(module: nn.Module) -> tuple[int, int]:
+    """Numbers in h, which an LSTM may project, and in c."""
+    assert isinstance(module, nn.RNNBase | nn.RNNCellBase)
+    projected = module.proj_size if isinstance(module, nn.RNNBase) else 0
+    return projected or module.hidden_size, module.hidden_size
 
 
 def weights(module: nn.Module, suffix: str) -> list[Tensor]:
@@ -110,7 +118,7 @@ def run_layer(module: nn.Module, layer: list[str], x: Tensor, h: Tensor, c: Tens
     flat = [tensor for suffix in layer for tensor in weights(module, suffix)]
     rest = (flat, bool(module.bias), 1, 0.0, False, len(layer) == 2, True)
     if kind == "lstm":
-        y, h, c = torch._VF.lstm(x, (h.contiguous(), c.contiguous()), *rest)  # type: ignore[attr-defined]
+        y, h, c = torch._VF.lstm(x, (h.contiguous(), c.contiguous()), *rest)
         return y, h, c
     name = "gru" if kind == "gru" else f"rnn_{module.nonlinearity}"
     y, h = getattr(torch._VF, name)(x, h.contiguous(), *rest)

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from cellar_models.own.forms import Form, Pass, in_order
 from cellar_models.own.handed import filled, tensors_of
-from cellar_models.own.node import KINDS, kind_of, onnx_weights, run_cell, run_layer, suffixes
+from cellar_models.own.node import KINDS, hidden_sizes, kind_of, onnx_weights, run_cell, run_layer, suffixes
 from cellar_models.own.subject import Subject
 from cellar_models.own.taps import Packed, hidden_of, is_tapped, sequence_of, tapped
 from cellar_models.own.why import ExportError, Why
@@ -165,9 +165,9 @@ class Stepper(nn.Module):
     def _take(self, name: str, module: nn.Module, k: int | None) -> tuple[Tensor, Tensor]:
         """h and c [rows, size] of a layer; c is h where there is none."""
         inner = "" if k is None else f".{k}"
-        size = getattr(module, "proj_size", 0) or module.hidden_size
-        h = self._pass.take(f"{name}{inner}.h", (size,))
-        return h, (self._pass.take(f"{name}{inner}.c", (module.hidden_size,)) if kind_of(module) == "lstm" else h)
+        h_size, c_size = hidden_sizes(module)
+        h = self._pass.take(f"{name}{inner}.h", (h_size,))
+        return h, (self._pass.take(f"{name}{inner}.c", (c_size,)) if kind_of(module) == "lstm" else h)
 
     def _put(self, name: str, module: nn.Module, k: int | None, h: Tensor, c: Tensor) -> None:
         inner = "" if k is None else f".{k}"
@@ -271,8 +271,7 @@ class Stepper(nn.Module):
         if not kind_of(module):
             return [tuple(each.shape[1:]) for each in hidden]
         layers = (module.num_layers,) if isinstance(module, nn.RNNBase) else ()
-        size = getattr(module, "proj_size", 0) or module.hidden_size
-        return [(*layers, size), (*layers, module.hidden_size)][: 2 if kind_of(module) == "lstm" else 1]
+        return [(*layers, size) for size in hidden_sizes(module)][: 2 if kind_of(module) == "lstm" else 1]
 
     def _cell_call(self, layer: str, module: nn.Module, arguments: tuple[Any, ...]) -> Any:
         if kind_of(module):
@@ -307,16 +306,12 @@ class Stepper(nn.Module):
         hidden = hidden_of(arguments[1]) if len(arguments) > 1 else []
         if not isinstance(module, nn.RNNBase):
             if not hidden:
-                hidden = [values.new_zeros(values.shape[0], module.hidden_size)] * 2
+                hidden = [values.new_zeros(values.shape[0], hidden_sizes(module)[0])] * 2
             h, c = run_cell(module, "", values, hidden[0], hidden[-1])
             return (h, c) if kind_of(module) == "lstm" else h
         x = values if batch_first else values.transpose(0, 1)
         if not hidden:
-            size = module.proj_size or module.hidden_size
-            hidden = [
-                x.new_zeros(module.num_layers, x.shape[0], size),
-                x.new_zeros(module.num_layers, x.shape[0], module.hidden_size),
-            ]
+            hidden = [x.new_zeros(module.num_layers, x.shape[0], size) for size in hidden_sizes(module)]
         steps = [x[:, t] for t in range(x.shape[1])]
         hs, cs = [], []
         for k, (suffix,) in enumerate(suffixes(module)):

@@ -192,7 +192,7 @@ class Subject:
                 )
             try:
                 rest = [each for key, each in enumerate(found) if key != self.output]
-                found = found[self.output]  # type: ignore[call-overload]
+                found = found[self.output]
             except (KeyError, IndexError, TypeError):
                 raise ExportError(Why.SEVERAL_OUTPUTS, f"the network has no output {self.output!r}") from None
         elif isinstance(found, tuple | list):

@@ -30,13 +30,14 @@ def of_boxes(text: str) -> Truth | None:
 def _box(text: str) -> OfBox | None:
     """What a box holds."""
     if match := re.fullmatch(rf"(?:(only|exactly) )?(?:(\d) )?item of (?:only )?{COLOR}(?: and {COLOR})? color", text):
-        colors = {color for color in match.groups()[2:] if color}
-        return lambda box: {i.color for i in box} == colors and (not match[2] or len(box) == int(match[2]))
+        size, colors = match[2], {color for color in match.groups()[2:] if color}
+        return lambda box: {i.color for i in box} == colors and (not size or len(box) == int(size))
     if match := re.fullmatch(rf"(?:only |exactly )?(?:(\d) )?{COLOR} and {COLOR} item|only {COLOR} item", text):
-        colors = {color for color in match.groups()[1:] if color}
-        return lambda box: {i.color for i in box} == colors and (not match[1] or len(box) == int(match[1]))
+        size, colors = match[1], {color for color in match.groups()[1:] if color}
+        return lambda box: {i.color for i in box} == colors and (not size or len(box) == int(size))
     if match := re.fullmatch(r"(?:only |exactly )?(?:(\d) )?item of (?:only )?(?:all )?(?:only )?(\d) color", text):
-        return lambda box: len({i.color for i in box}) == int(match[2]) and (not match[1] or len(box) == int(match[1]))
+        size, amount = match[1], int(match[2])
+        return lambda box: len({i.color for i in box}) == amount and (not size or len(box) == int(size))
     if re.fullmatch(r"(?:item of )?all 3 color", text):
         return lambda box: len({i.color for i in box}) == 3
     if match := re.fullmatch(rf"{NUM} (?:{COLOR} )?{SHAPE} {TOUCH}", text):

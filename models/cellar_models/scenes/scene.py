@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 # What an edge is, in the units of the data: a box is 100 wide and high.
 EDGE = 100
@@ -35,15 +36,15 @@ Scene = tuple[Box, ...]
 _COLORS = {"#0099ff": "blue", "blue": "blue", "yellow": "yellow", "black": "black"}
 
 
-def scene_of(structure: list[list[dict[str, object]]]) -> Scene:
+def scene_of(structure: list[list[dict[str, Any]]]) -> Scene:
     """A scene from the data's structured_rep; the items of a box from the lowest to the highest."""
     boxes = []
     for box in structure:
         items = [
             Item(
-                int(each["x_loc"]),  # type: ignore[call-overload]
-                int(each["y_loc"]),  # type: ignore[call-overload]
-                int(each["size"]),  # type: ignore[call-overload]
+                int(each["x_loc"]),
+                int(each["y_loc"]),
+                int(each["size"]),
                 str(each["type"]),
                 _COLORS[str(each["color"]).lower()],
             )

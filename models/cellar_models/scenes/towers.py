@@ -15,10 +15,11 @@ def of_towers(text: str) -> Truth | None:
     )
     if match:
         test = _tower(match[6].strip()) if match[6].strip() else (lambda box: True)
-        if match[4]:
-            test = both(lambda box: len(box) == int(match[4]), test)
-        if match[5]:
-            test = both(lambda box: all(item.color == match[5] for item in box), test)
+        size, color = match[4], match[5]
+        if size:
+            test = both(lambda box: len(box) == int(size), test)
+        if color:
+            test = both(lambda box: all(item.color == color for item in box), test)
         if test is None:
             return None
         if match[3]:
@@ -84,7 +85,8 @@ def _tower_alone(text: str) -> OfBox | None:
             return None
         return lambda box: any(item.color == color for item in box[1:-1])
     if match := re.fullmatch(rf"with (?:a|1) {COLOR} block (over|above|on|below) (?:a|another) {COLOR} block", text):
-        return lambda box: _pairs(box, match[1], match[2], match[3]) > 0
+        one, how, other = match.groups()
+        return lambda box: _pairs(box, one, how, other) > 0
     if match := re.fullmatch(
         rf"with only {COLOR}(?: and {COLOR})? block|with block of (?:only )?{COLOR}(?: and {COLOR})? color(?: only)?",
         text,
@@ -94,8 +96,8 @@ def _tower_alone(text: str) -> OfBox | None:
     if match := re.fullmatch(
         r"with (?:exactly |only )?(?:(\d) )?block of (?:all )?(?:only )?(\d|same) color(?: each block)?", text
     ):
-        amount = 1 if match[2] == "same" else int(match[2])
-        return lambda box: (not match[1] or len(box) == int(match[1])) and len({item.color for item in box}) == amount
+        size, amount = match[1], 1 if match[2] == "same" else int(match[2])
+        return lambda box: (not size or len(box) == int(size)) and len({item.color for item in box}) == amount
     if match := re.fullmatch(r"with only 1 color", text):
         return lambda box: len({item.color for item in box}) == 1
     return None

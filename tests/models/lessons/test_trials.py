@@ -85,6 +85,21 @@ def test_the_epochs_of_a_cycle_are_counted() -> None:
     assert run_trial("digits", model, Path(), "rnn", [1], None, lambda _: None).num_epochs == [3]
 
 
+def test_a_training_says_how_its_steps_shrink() -> None:
+    rates: list[float] = []
+
+    def train(network: digits.Digits, data: Path, trainer: Trainer) -> None:
+        def epoch() -> float:
+            rates.append(trainer.optimizer.param_groups[0]["lr"])
+            return 0.0
+
+        trainer.fit(epoch, lambda: 1.0 - len(rates), num_epochs=3, patience=2, decay=0.5)
+
+    model = SimpleNamespace(build=digits.build, train=train, evaluate=evaluate)
+    assert run_trial("digits", model, Path(), "rnn", [1], None, lambda _: None).num_epochs == [3]
+    assert rates == [rates[0], rates[0] / 2, rates[0] / 4]
+
+
 def trial(kind: str, scores: list[float]) -> Trial:
     n = len(scores)
     return Trial(
