@@ -57,8 +57,7 @@ class Lanes:
         self._streams: dict[int, Callable[[Frame], None]] = {}
         self.watched = WatchedRows(registry.rations, self.take_back, self.transport.write)
         # where who calls is no header, or calls are traced, each step is a call of its own
-        can_be_rows = not registry.callers.are_certified and registry.traces is None
-        if hasattr(server, "add_unary") and can_be_rows:
+        if not registry.callers.are_certified and registry.traces is None:
             self._unary = UnaryRows(registry, server, self)
         if registry.callers.is_on:
             self.transport.set_caller_header("authorization")

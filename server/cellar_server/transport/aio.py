@@ -9,8 +9,9 @@ from typing import Any
 
 import grpc
 
+from cellar_server.transport.aio_call import ask
 from cellar_server.transport.aio_stream import AioStream
-from cellar_server.transport.base import OPTIONS
+from cellar_server.transport.base import OPTIONS, UNARY
 from cellar_server.transport.rows import Bell, End, RowTransport
 
 STREAM = "/cellar.v1.Inference/Stream"
@@ -34,6 +35,8 @@ class AioServer(grpc.aio.ServerInterceptor):
         self.wait_for_termination = self._server.wait_for_termination
         self.transport = RowTransport(asyncio.get_running_loop())
         self._has_lanes = False
+        self._styles: dict[str, int] = {}  # of methods whose only message becomes a row
+        self._cancel: Callable[[list[int]], object] = lambda numbers: None
         self._made: dict[str, tuple[Any, Any]] = {}
 
     def add_registered_method_handlers(self, service_name: str, method_handlers: dict[str, Any]) -> None:
@@ -44,19 +47,39 @@ class AioServer(grpc.aio.ServerInterceptor):
         self._has_lanes = True
         self.transport.add_lane(lane, take)
 
+    def add_unary(
+        self, styles: dict[str, int], take: Callable[[], object], cancel: Callable[[list[int]], object]
+    ) -> None:
+        """See NativeServer."""
+        self._styles, self._cancel = styles, cancel
+        self.add_lane(UNARY, take)
+
     async def intercept_service(
         self,
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
         details: grpc.HandlerCallDetails,
     ) -> Any:
         handler = await continuation(details)
-        # who is refused gets a generator, which reads nothing
-        if details.method != STREAM or not self._has_lanes or not iscoroutinefunction(handler.stream_stream):
+        style = self._styles.get(details.method)
+        # a stream that is refused gets a generator, which reads nothing
+        is_stream = details.method == STREAM and self._has_lanes and iscoroutinefunction(handler.stream_stream)
+        if style is None and not is_stream:
             return handler
-        known = self._made.get(STREAM)
+        known = self._made.get(details.method)
         if known is None or known[0] is not handler:
-            known = self._made[STREAM] = handler, self._stream(handler)
+            made = self._stream(handler) if style is None else self._unary(handler, style)
+            known = self._made[details.method] = handler, made
         return known[1]
+
+    def _unary(self, handler: Any, style: int) -> grpc.RpcMethodHandler:
+        """The same on bytes, which go as rows where they can."""
+        behave, parse, serialize = handler.unary_unary, handler.request_deserializer, handler.response_serializer
+
+        async def serve(message: bytes, context: grpc.aio.ServicerContext) -> bytes:
+            response = await ask(self.transport, style, message, context, self._cancel)
+            return serialize(await behave(parse(message), context)) if response is None else response
+
+        return grpc.unary_unary_rpc_method_handler(serve)
 
     def _stream(self, handler: grpc.RpcMethodHandler) -> grpc.RpcMethodHandler:
         """The same on bytes, its context one that knows rows."""

@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 
 import grpc
 
+from cellar_server.transport.base import STREAM
 from cellar_server.transport.rows import RowTransport
 
 EOF = grpc.aio.EOF
@@ -16,6 +17,8 @@ EOF = grpc.aio.EOF
 
 class AioStream:
     """One RPC as its handler sees it: a grpc.aio.ServicerContext with a lane, as in call.h. Use on the event loop."""
+
+    style = STREAM
 
     def __init__(
         self,

@@ -12,12 +12,12 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
-from cellar_proto.v1.inference_pb2 import RowError, StreamResponse
+from cellar_proto.v1.inference_pb2 import PredictResponse, RowError, StreamResponse
 from cellar_proto.v1.reason_pb2 import Error
 from cellar_proto.v1.tensor_pb2 import DataType
 
 from cellar_server.transport import wire
-from cellar_server.transport.base import STEP, STREAM
+from cellar_server.transport.base import PREDICT, STEP, STREAM
 
 NEVER = float("inf")
 
@@ -52,11 +52,12 @@ class Source(Protocol):
     """A call that rows come by."""
 
     number: int
+    style: int
     lane: int
     stream: int
     caller: bytes
 
-    def send(self, raw: bytes, rows: int) -> None: ...
+    def send(self, raw: Any, rows: int) -> None: ...
 
     def settle(self, messages: int, rows: int = 0) -> None: ...
 
@@ -123,6 +124,7 @@ class RowTransport:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
+        self.caller_header = ""
         self._calls: dict[int, Any] = {}
         self._lanes: dict[int, _Lane] = {}
         self._number = 0
@@ -151,7 +153,8 @@ class RowTransport:
         self._lane(number).bell = bell
 
     def set_caller_header(self, name: str) -> None:
-        """Streams know their callers themselves."""
+        """The metadata that says who makes a unary call; streams know it themselves."""
+        self.caller_header = name
 
     def _lane(self, number: int) -> _Lane:
         return self._lanes.setdefault(number, _Lane())
@@ -161,6 +164,18 @@ class RowTransport:
         row = wire.read_frame(message)
         if row is not None:
             self._post(call, STREAM, row, NEVER)
+        return row is not None
+
+    def post_call(self, call: Source, message: bytes, deadline_s: float) -> bool:
+        """Takes the message of a unary call as a row; False where it is none."""
+        if call.style == STEP:
+            found = wire.read_step(message)
+            if found is not None:
+                self._post(call, STEP, found[0], deadline_s, found[1])
+            return found is not None
+        row = wire.read_predict(message)
+        if row is not None:
+            self._post(call, PREDICT, row, deadline_s)
         return row is not None
 
     def _post(self, call: Source, style: int, row: wire.Row, deadline_s: float, id: bytes = b"") -> None:
@@ -196,13 +211,25 @@ class RowTransport:
     def send(self, columns: Sequence[np.ndarray], outputs: np.ndarray, error: bytes, end: End | None) -> None:
         """Answers of many calls; see _native.Transport."""
         calls = columns[0].tolist()
-        if error or len(set(calls)) < len(calls):
-            made = _answers_by_call(columns, outputs, error)
+        known = [self._calls.get(call) for call in calls]
+        styles = [call.style if call is not None else STREAM for call in known]
+        if end is not None:
+            made: list[tuple[int, Any, int]] = [(call, end, 1) for call in calls]
+        elif error or len(set(calls)) < len(calls):
+            made = _answers_by_call(dict(zip(calls, styles, strict=True)), columns, outputs, error)
         else:
-            made = _answers(calls, columns, outputs)
+            made = _answers(calls, styles, columns, outputs)
         self._loop.call_soon_threadsafe(self._deliver, made)
 
-    def _deliver(self, made: list[tuple[int, bytes, int]]) -> None:
+    def finish(self, number: int, raw: bytes | None, end: End) -> None:
+        """How a unary call ends."""
+        self._loop.call_soon_threadsafe(self._deliver, [(number, end if raw is None else raw, 1)])
+
+    def hand_back(self, number: int, message: bytes) -> None:
+        """A unary call is for its method's own handler."""
+        self._loop.call_soon_threadsafe(self._deliver, [(number, None, 1)])
+
+    def _deliver(self, made: list[tuple[int, Any, int]]) -> None:
         calls = self._calls
         for number, raw, rows in made:
             call = calls.get(number)
@@ -210,7 +237,9 @@ class RowTransport:
                 call.send(raw, rows)
 
 
-def _answers(calls: list[int], columns: Sequence[np.ndarray], outputs: np.ndarray) -> list[tuple[int, bytes, int]]:
+def _answers(
+    calls: list[int], styles: list[int], columns: Sequence[np.ndarray], outputs: np.ndarray
+) -> list[tuple[int, Any, int]]:
     """The message to each call, one row of each."""
     _, frame_ids, handles, starts, positions, lengths, *durable = columns
     shape = outputs.shape[1:]
@@ -218,25 +247,42 @@ def _answers(calls: list[int], columns: Sequence[np.ndarray], outputs: np.ndarra
     tensors = wire.Tensors(shape, size)
     raw, names = outputs.tobytes(), handles.tobytes()
     given = [frame_ids.tolist(), starts.tolist(), positions.tolist(), lengths.tolist()]
-    behind = [b"\x42" + wire.packed(value) for value in durable[0].tolist()] if durable else [b""] * len(calls)
-    made, at = [], 0
-    for i, (call, frame_id, start, position, length, last) in enumerate(zip(calls, *given, behind, strict=True)):
+    stored = durable[0].tolist() if durable else []
+    made: list[tuple[int, Any, int]] = []
+    at = 0
+    for i, (call, style, frame_id, start, position, length) in enumerate(zip(calls, styles, *given, strict=True)):
         end = at + length * size
-        handle, tensor = names[8 * i : 8 * i + 8], tensors.answer(length)
-        made.append((call, wire.answer(frame_id, handle, start, position, tensor, raw[at:end], last), 1))
+        values = raw[at:end]
+        if style == STREAM:
+            handle, behind = names[8 * i : 8 * i + 8], b"\x42" + wire.packed(stored[i]) if stored else b""
+            message = wire.answer(frame_id, handle, start, position, tensors.answer(length), values, behind)
+        elif style == STEP:
+            message = wire.step(position, stored[i] if stored else 0, tensors.head(length), values)
+        else:
+            message = wire.prediction(position, length, tensors.head(length), values)
+        made.append((call, message, 1))
         at = end
     return made
 
 
-def _answers_by_call(columns: Sequence[np.ndarray], outputs: np.ndarray, error: bytes) -> list[tuple[int, bytes, int]]:
+def _answers_by_call(
+    styles: dict[int, int], columns: Sequence[np.ndarray], outputs: np.ndarray, error: bytes
+) -> list[tuple[int, Any, int]]:
     """The same where a call has several rows, or each row the same error."""
     places: dict[int, list[int]] = {}
     for i, call in enumerate(columns[0].tolist()):
         places.setdefault(call, []).append(i)
     lengths = columns[5]
     ends = np.cumsum(lengths)
-    made = []
+    made: list[tuple[int, Any, int]] = []
     for call, rows in places.items():
+        if styles[call] == PREDICT:  # an error: sequences that were answered come one a call
+            prediction = PredictResponse(version=int(columns[4][rows[0]]), lengths=[0])
+            prediction.outputs.dtype = DataType.FLOAT32
+            prediction.outputs.shape.extend([0, *outputs.shape[1:]])
+            prediction.errors.add(error=Error.FromString(error))
+            made.append((call, prediction.SerializeToString(), 1))
+            continue
         response = StreamResponse()
         answer = response.answer
         frame_ids, handles, starts, positions, counts, *durable = (column[rows].tolist() for column in columns[1:])

@@ -7,9 +7,10 @@ values is read by protobuf once, and known again by its bytes. All else is left 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from cellar_proto.v1.inference_pb2 import Frame, StreamRequest
+from cellar_proto.v1.inference_pb2 import PredictRequest, StepRequest, StreamRequest
 from google.protobuf.message import DecodeError
 
 ABSENT = -1
@@ -31,6 +32,10 @@ _FRAME = re.compile(
     % (_VARINT, _VARINT, _sized(10), _sized(5), _TENSOR),
     re.DOTALL,
 )
+# StepRequest behind its id: position, and what comes before the values.
+_STEP = re.compile(rb"(?:\x10(%b))?(\x1a%b)" % (_VARINT, _TENSOR), re.DOTALL)
+# PredictRequest behind its model, as far as the values.
+_PREDICT = re.compile(rb"(?:\x10%b)?(?:\x1a%b)?\x22%b" % (_VARINT, _sized(5), _TENSOR), re.DOTALL)
 
 
 class Row(NamedTuple):
@@ -103,19 +108,7 @@ def read_frame(message: bytes) -> Row | None:
     start = _number(position[1:])
     if varint(len(message) - 1 - len(size)) != size or number < 0 or not 0 <= start < 1 << 63:
         return None
-    begin = found.end()
-    known = _known.get(before)
-    if known is None:
-        if len(_known) >= _MOST_KNOWN:
-            _known.clear()
-        known = _known[before] = _size_of_values(before), {}
-    end = begin + known[0]
-    behind = message[end:]
-    around = known[1].get(behind, ...)
-    if around is ...:
-        if len(known[1]) >= _MOST_KNOWN:
-            known[1].clear()
-        around = known[1][behind] = _around(message)
+    around, values = _read(message, found.end(), before, _around_frame, message)
     if around is None or not any(handle):
         return None
     length, first_axis, timeout_ms, rest = around
@@ -127,8 +120,60 @@ def read_frame(message: bytes) -> Row | None:
         first_axis,
         timeout_ms,
         rest,
-        message[begin:end],
+        values,
     )
+
+
+def read_step(message: bytes) -> tuple[Row, bytes] | None:
+    """A StepRequest, and its session's id as it came; None as above."""
+    begin = _end_of_name(message)
+    found = _STEP.match(message, begin) if begin > 2 else None
+    if found is None:
+        return None
+    position, before = found.groups()
+    start = _number(position) if position is not None else ABSENT
+    if position is not None and not 0 <= start < 1 << 63:
+        return None
+    # what stands around the values has nothing to do with the id
+    around, values = _read(message, found.end(), before, _around_step, b"\x0a\x01-" + message[begin:])
+    if around is None:
+        return None
+    length, first_axis, timeout_ms, rest = around
+    return Row(0, 0, start, length, first_axis, timeout_ms, rest, values), message[2:begin]
+
+
+def read_predict(message: bytes) -> Row | None:
+    """A PredictRequest of one sequence; None as above."""
+    begin = _end_of_name(message)
+    found = _PREDICT.match(message, begin) if begin else None
+    if found is None:
+        return None
+    around, values = _read(message, found.end(), message[: found.end()], _around_predict, message)
+    return None if around is None else Row(0, 0, ABSENT, *around, values)
+
+
+def _end_of_name(message: bytes) -> int:
+    """Where the first field ends, which is a short text; 0 where it is none."""
+    return 2 + message[1] if len(message) > 2 and message[0] == 0x0A and message[1] < 0x80 else 0
+
+
+def _read(
+    message: bytes, begin: int, before: bytes, learn: Callable[[bytes], _Around | None], example: bytes
+) -> tuple[_Around | None, bytes]:
+    """What stands around the values that begin there, and them. example: what `learn` reads it from the first time."""
+    known = _known.get(before)
+    if known is None:
+        if len(_known) >= _MOST_KNOWN:
+            _known.clear()
+        known = _known[before] = _size_of_values(before), {}
+    end = begin + known[0]
+    behind = message[end:]
+    around = known[1].get(behind, ...)
+    if around is ...:
+        if len(known[1]) >= _MOST_KNOWN:
+            known[1].clear()
+        around = known[1][behind] = learn(example)
+    return around, message[begin:end]
 
 
 def _size_of_values(before: bytes) -> int:
@@ -139,23 +184,46 @@ def _size_of_values(before: bytes) -> int:
     return _number(before[at:])
 
 
-def _around(message: bytes) -> _Around | None:
-    try:
-        read = StreamRequest.FromString(message)
-    except DecodeError:
+def _around_frame(message: bytes) -> _Around | None:
+    read = _canonical(StreamRequest, message)
+    frame = read.frame if read is not None else None
+    if frame is None or not len(frame.handles) == len(frame.positions) == 1 or not frame.inputs.data:
         return None
-    read.DiscardUnknownFields()
-    frame: Frame = read.frame
-    is_row = len(frame.handles) == len(frame.positions) == 1 and frame.inputs.data
-    if not is_row or any(len(c) > 1 for c in (frame.lengths, frame.timeouts_ms, frame.priorities, frame.ends)):
-        return None
-    if read.SerializeToString() != message:
+    if any(len(column) > 1 for column in (frame.lengths, frame.timeouts_ms, frame.priorities, frame.ends)):
         return None
     length = frame.lengths[0] if frame.lengths else ABSENT
     timeout_ms = frame.timeouts_ms[0] if frame.timeouts_ms else 0
-    for name in ("frame_id", "handles", "positions", "lengths", "timeouts_ms"):
-        frame.ClearField(name)
-    return _Around(length, _take_values(frame.inputs), timeout_ms, frame.SerializeToString())
+    return _without(frame, ("frame_id", "handles", "positions", "lengths", "timeouts_ms"), length, timeout_ms)
+
+
+def _around_step(message: bytes) -> _Around | None:
+    read = _canonical(StepRequest, message)
+    if read is None or not read.inputs.data:
+        return None
+    return _without(read, ("session_id", "position", "length", "timeout_ms"), read.length or ABSENT, read.timeout_ms)
+
+
+def _around_predict(message: bytes) -> _Around | None:
+    read = _canonical(PredictRequest, message)
+    if read is None or not read.inputs.data or len(read.lengths) > 1:
+        return None
+    return _without(read, ("lengths", "timeout_ms"), read.lengths[0] if read.lengths else ABSENT, read.timeout_ms)
+
+
+def _canonical(kind: Any, message: bytes) -> Any:
+    """A message, where protobuf would have written it as it is; else None."""
+    try:
+        read = kind.FromString(message)
+    except DecodeError:
+        return None
+    read.DiscardUnknownFields()
+    return read if read.SerializeToString() == message else None
+
+
+def _without(read: Any, fields: tuple[str, ...], length: int, timeout_ms: int) -> _Around:
+    for name in fields:
+        read.ClearField(name)
+    return _Around(length, _take_values(read.inputs), timeout_ms, read.SerializeToString())
 
 
 def _take_values(inputs: Any) -> int:
@@ -181,13 +249,16 @@ class Tensors:
         """Of an Answer with so many: its lengths and outputs, as far as the values."""
         made = self._known.get(emissions)
         if made is None:
-            num_bytes = emissions * self._emission_bytes
-            shape = varint(emissions) + self._axes
-            head = b"\x08\x01\x12" + varint(len(shape)) + shape  # FLOAT32
-            head += b"\x1a" + varint(num_bytes) if num_bytes else b""
-            made = b"\x2a" + packed(emissions) + b"\x32" + varint(len(head) + num_bytes) + head
-            self._known[emissions] = made
+            made = self._known[emissions] = b"\x2a" + packed(emissions) + b"\x32" + self.head(emissions)
         return made
+
+    def head(self, emissions: int) -> bytes:
+        """Of a Tensor of so many: its size, and its fields as far as the values."""
+        num_bytes = emissions * self._emission_bytes
+        shape = varint(emissions) + self._axes
+        head = b"\x08\x01\x12" + varint(len(shape)) + shape  # FLOAT32
+        head += b"\x1a" + varint(num_bytes) if num_bytes else b""
+        return varint(len(head) + num_bytes) + head
 
 
 def packed(value: int) -> bytes:
@@ -205,3 +276,14 @@ def answer(
     columns = b"\x0a", packed(frame_id), b"\x12\x08", handle, b"\x1a", packed(start), b"\x22", packed(position)
     body = b"".join((*columns, tensor, values, behind))
     return b"\x12" + varint(len(body)) + body
+
+
+def step(position: int, durable: int, tensor: bytes, values: bytes) -> bytes:
+    """A StepResponse. tensor: its head."""
+    behind = b"\x10" + varint(durable) if durable else b""
+    return (b"\x08" + varint(position) if position else b"") + behind + b"\x1a" + tensor + values
+
+
+def prediction(version: int, emissions: int, tensor: bytes, values: bytes) -> bytes:
+    """A PredictResponse of one sequence. tensor: its head."""
+    return b"\x08" + varint(version) + b"\x12" + packed(emissions) + b"\x1a" + tensor + values
