@@ -16,6 +16,8 @@ from google.protobuf.message import DecodeError
 ABSENT = -1
 # Bytes around values that are kept: callers whose timeouts differ from message to message fill it.
 _MOST_KNOWN = 1024
+# Different bytes behind the same, and how many bytes that may be: what a caller sends is kept.
+_MOST_ENDS, _MOST_BEHIND = 64, 32
 _VARINT = rb"[\x80-\xff]{0,9}[\x00-\x7f]"
 
 
@@ -168,9 +170,11 @@ def _read(
         known = _known[before] = _size_of_values(before), {}
     end = begin + known[0]
     behind = message[end:]
+    if end > len(message) or len(behind) > _MOST_BEHIND:
+        return None, b""
     around = known[1].get(behind, ...)
     if around is ...:
-        if len(known[1]) >= _MOST_KNOWN:
+        if len(known[1]) >= _MOST_ENDS:
             known[1].clear()
         around = known[1][behind] = learn(example)
     return around, message[begin:end]
