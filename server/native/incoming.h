@@ -12,6 +12,7 @@
 #include <memory>
 #include <mutex>
 #include <string>
+#include <thread>
 #include <unordered_map>
 #include <vector>
 
@@ -26,6 +27,11 @@ using Seconds = std::chrono::duration<double>;
 constexpr double kNever = std::numeric_limits<double>::infinity();
 // The lane of unary calls; streams are given others.
 constexpr uint64_t kUnary = 0;
+// Seconds for which one who waits stays awake: a caller that sends again when it is answered is back by then, and to wake
+// a core takes half as long.
+constexpr double kAwake = 100e-6;
+// Waits for which it sleeps at once, after another had kept the core.
+constexpr int kAsleep = 500;
 // Rows among which those are looked for that a new row can join.
 constexpr size_t kSearched = 8;
 
@@ -85,17 +91,29 @@ class Bell {
     rung_.notify_one();
   }
 
-  // Until it is rung, or was since the last time; at most for so long (negative: for good, which is thirty years).
+  // Until it is rung, or was since the last time; at most for so long (negative: for good, which is thirty years). On
+  // one thread.
   void wait(double timeout_s) {
+    stay_awake(timeout_s < 0 ? kAwake : std::min(timeout_s, kAwake));
     std::unique_lock guard(lock_);
-    rung_.wait_for(guard, Seconds(timeout_s < 0 ? 1e9 : timeout_s), [this] { return is_rung_; });
+    rung_.wait_for(guard, Seconds(timeout_s < 0 ? 1e9 : timeout_s), [this] { return is_rung_.load(); });
     is_rung_ = false;
   }
 
  private:
+  // Until it is rung, at most for so long; others go first. Where one of them kept the core, it is not done for a while:
+  // who sleeps gets the core from such a one, who yields does not.
+  void stay_awake(double most_s) {
+    if (num_asleep_ > 0 && num_asleep_--) return;
+    const double until = now_s() + most_s;
+    while (!is_rung_ && now_s() < until) std::this_thread::yield();
+    if (now_s() > until + kAwake) num_asleep_ = kAsleep;
+  }
+
   std::mutex lock_;
   std::condition_variable rung_;
-  bool is_rung_ = false;
+  std::atomic<bool> is_rung_ = false;
+  int num_asleep_ = 0;  // of the next waits
 };
 
 // Events for one thread, rows for whoever takes those of a lane. Any thread may call what is here. Its lock is a leaf.

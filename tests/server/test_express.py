@@ -10,6 +10,7 @@ import pytest
 from cellar_proto.v1.inference_pb2 import Frame
 from cellar_proto.v1.reason_pb2 import Reason
 from cellar_server.errors import CellarError
+from cellar_server.sessions.digest import digest_of, digests
 from cellar_server.sessions.messages import Rows, RowsRefused, RowsReply
 from cellar_server.sessions.runs import OVERLAP_S
 
@@ -192,3 +193,60 @@ def test_what_is_odd_takes_the_queue_and_is_answered_for_itself() -> None:
     assert isinstance(refused, RowsRefused)
     assert refused.handles.tolist() == [second]
     assert refused.error.reason == Reason.POSITION_GAP
+
+
+def test_one_row_is_taken_as_several_are() -> None:
+    """By numbers and by columns: the same answers, positions, states, stored answers and counts."""
+    one, two = Bench(counter_model(CounterRuntime())), Bench(counter_model(CounterRuntime()))
+    single, pair = one.open(1), two.open(2)
+    for position, steps in ((0, 1), (1, 3), (4, 1), (5, 1), (6, 2), (8, 1)):
+        one.sessions.admit([rows(single, position, steps)])
+        two.sessions.admit([rows(pair, position, steps)])
+        (mine,), (theirs,) = one.sessions.take_replies(), two.sessions.take_replies()
+        assert isinstance(mine, RowsReply)
+        assert isinstance(theirs, RowsReply)
+        assert mine.outputs.tolist() == theirs.outputs[:steps].tolist()
+        for column in ("starts", "positions", "lengths"):
+            assert getattr(mine, column).tolist() == getattr(theirs, column)[:1].tolist()
+    one.sessions.settle_late()
+    two.sessions.settle_late()
+    cores = one.sessions.core, two.sessions.core
+    kept = [[(*each[:3], each[3].tolist()) for each in core.answers.of(0)] for core in cores]
+    assert kept[0] == kept[1]
+    assert len(kept[0]) == 4
+    assert cores[0].answers.num_bytes * 2 == cores[1].answers.num_bytes
+    for name in ("steps", "rows", "chunks", "queue_rows"):
+        assert getattr(cores[0].counts, name) * 2 == getattr(cores[1].counts, name)
+    assert {place: 2 * count for place, count in cores[0].copied_bytes.items()} == cores[1].copied_bytes
+    table = cores[0].table
+    assert (table.state[0] == cores[1].table.state[0]).all()
+    assert table.position[0] == table.accepted[0] == 9
+
+
+@pytest.mark.parametrize("odd", ["handle", "stream", "position", "late", "busy"])
+def test_one_row_about_which_something_is_odd_is_not_taken(odd: str) -> None:
+    runtime = CounterRuntime()
+    bench = Bench(counter_model(runtime))
+    handles = bench.open(2)
+    row = rows(handles[:1], 0, 1)
+    if odd == "handle":
+        row = replace(row, handle=row.handle + np.uint64(1 << 32))
+    elif odd == "stream":
+        row = replace(row, stream=row.stream + 1)
+    elif odd == "position":
+        row = replace(row, position=row.position + 1)
+    elif odd == "late":
+        row = replace(row, deadline=np.array([bench.clock()]))
+    else:
+        bench.sessions.core.table.in_flight[0] = 1
+    assert not bench.sessions.express.run(row, None, bench.clock())
+    assert runtime.runs == []
+
+
+@pytest.mark.parametrize("unit_bytes", [1, 2, 4, 8, 256])
+def test_one_digest_is_that_of_many(unit_bytes: int) -> None:
+    data = np.random.default_rng(5).integers(0, 256, 96 * unit_bytes, np.uint8)
+    for length in (0, 1, 2, 7, 96):
+        lengths = np.array([length, 96 - length])
+        one = digest_of(data[: length * unit_bytes], length, unit_bytes)
+        assert one == digests(data, lengths, unit_bytes)[0]

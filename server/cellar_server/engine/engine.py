@@ -337,11 +337,8 @@ class Engine(Figures):
         """Moves what is in the inbox to `requests`, and a run's outcome to its place; is_waiting: ends there, or with
         True at a large frame that is the first."""
         inbox = self._inbox
-        while len(requests) < MAX_BATCH or is_waiting:
-            try:
-                item = inbox.pop()
-            except IndexError:
-                break
+        while not inbox.is_empty and (len(requests) < MAX_BATCH or is_waiting):
+            item = inbox.pop()
             if isinstance(item, Ran):
                 self._outcome = item.outcome
                 if is_waiting:

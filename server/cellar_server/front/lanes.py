@@ -30,8 +30,9 @@ class EngineLane:
         lanes.transport.set_bell(self._number, bell)
 
     def take(self) -> list[Rows]:
-        taken = (self._lanes.watched.admit(rows, self._engine) for rows in self._lanes.take(self._number))
-        return [rows for rows in taken if rows is not None]
+        taken = self._lanes.take(self._number)
+        admit = self._lanes.watched.admit
+        return [admitted for rows in taken if (admitted := admit(rows, self._engine)) is not None]
 
     def close(self) -> None:
         # their streams know whether they are for a version of the model that was loaded meanwhile

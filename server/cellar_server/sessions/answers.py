@@ -101,6 +101,10 @@ class Answers:
             places[several].tolist(), ends[several].tolist(), emissions[several].tolist(), strict=True
         ):
             self._store_large(place, y[end - n : end])
+        self._shrink()
+
+    def _shrink(self) -> None:
+        """Forgets the oldest of the larger answers where all together are too many."""
         while self._large_bytes > MAX_LARGE_BYTES:
             self._forget(next(iter(self._large)))
 
@@ -179,8 +183,24 @@ class Answers:
 
     def store(self, slot: int, start: int, length: int, digest: int, y: np.ndarray) -> None:
         """Stores one answer float32 [emissions, ...]."""
-        one = np.array([slot]), np.array([start]), np.array([length]), np.array([digest], np.uint64)
-        self.store_many(*one, np.array([len(y)]), y)
+        count, emissions = int(self._count[slot]), len(y)
+        place = count % self.depth * self.capacity + slot
+        if count >= self.depth:
+            self._forget(place)
+        else:
+            self._num_kept += 1
+        self._count[slot] = count + 1 if count + 1 < _FAR else (count + 1) % self.depth + self.depth
+        self._start[place] = start
+        self._length[place] = length
+        self._digest[place] = digest
+        self._emissions[place] = emissions
+        if emissions == 1:
+            self._single[place] = y.reshape(self._size)
+            self._num_single += 1
+            self.copied_bytes += y.nbytes
+        elif emissions:
+            self._store_large(place, y)
+            self._shrink()
 
     def copy(self, source: int, target: int) -> None:
         """The target's slot gets the source's stored answers."""

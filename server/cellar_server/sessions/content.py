@@ -57,21 +57,30 @@ class Content:
             total, *self.unit_shape
         )
 
+    def _good(self, values: np.ndarray) -> np.ndarray | None:
+        """Which values the model can take; None: all."""
+        if values.dtype.kind == "f":
+            return np.isfinite(values)
+        return (values >= 0) & (values < self.vocabulary) if self.vocabulary else None
+
+    def is_good(self, values: np.ndarray) -> bool:
+        """The model can take all values of a chunk: what `bad_rows` says, sooner for a few."""
+        good = self._good(values)
+        return good is None or 0 not in good.tobytes()
+
     def bad_rows(self, values: np.ndarray, lengths: np.ndarray) -> list[tuple[int, CellarError]]:
         """Chunks with values that the model cannot take: NaN, infinities, ids outside the vocabulary.
 
         values: the packed units [sum(lengths), ...]; lengths: [N], none 0.
         """
+        good = self._good(values)
+        if good is None or good.all():
+            return []
         if values.dtype.kind == "f":
-            good, reason = np.isfinite(values), Reason.NON_FINITE_INPUT
-            text = "the chunk holds NaN or an infinity at step {}"
-        elif self.vocabulary:
-            good, reason = (values >= 0) & (values < self.vocabulary), Reason.OUT_OF_VOCABULARY
-            text = f"the chunk holds an id outside 0..{self.vocabulary - 1} at step {{}}"
+            reason, text = Reason.NON_FINITE_INPUT, "the chunk holds NaN or an infinity at step {}"
         else:
-            return []
-        if good.all():
-            return []
+            reason = Reason.OUT_OF_VOCABULARY
+            text = f"the chunk holds an id outside 0..{self.vocabulary - 1} at step {{}}"
         bad_units = np.flatnonzero(~good.reshape(len(values), -1).all(axis=1))
         ends = np.cumsum(lengths)
         chunks = np.searchsorted(ends, bad_units, side="right")

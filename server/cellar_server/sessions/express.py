@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
 from cellar_server.errors import CellarError
 from cellar_server.sessions.core import Core
-from cellar_server.sessions.digest import digests
 from cellar_server.sessions.frames import Frames
 from cellar_server.sessions.messages import UNARY_STREAM, Rows, RowsReply
 from cellar_server.sessions.runs import OVERLAP_S, Outcome, Run, Runs
 from cellar_server.sessions.selection import halves
 from cellar_server.sessions.table import span
 from cellar_server.sessions.timing import Timing
+from cellar_server.sessions.unsettled import Unsettled
 
 # Runs whose answers may wait to be stored while there is something else to do.
 MAX_UNSETTLED = 2
@@ -33,10 +34,11 @@ class Express:
         self.runs = runs
         # gives what a run gives; whoever it is may send replies and store answers meanwhile
         self.compute: Callable[[Run], Outcome] = runs.compute
+        self._max_chunk = core.max_chunk
+        self._seen, self._said = None, (False, ())  # of `_common`: which was looked at last, and what was found
         self._running: Rows | None = None
         self._rest: Rows | None = None  # what was too much for the last run
-        # committed and answered, their answers not yet stored: slots, starts, steps, inputs, outputs
-        self._unsettled: list[tuple[np.ndarray, np.ndarray, int, np.ndarray, np.ndarray]] = []
+        self._unsettled = Unsettled(core, frames.content)
 
     def run(self, rows: Rows, slots: np.ndarray | None, now: float) -> bool:
         """Whether the rows were taken: those that one run takes are answered then, the others come with `take_rest`.
@@ -46,6 +48,8 @@ class Express:
         n = self._num_taken(len(rows.call), q)
         if not n:
             return False
+        if len(rows.call) == 1:
+            return self._run_one(rows, slots, q, now)
         rest = None
         if n < len(rows.call):
             rows, rest = halves(rows, n)
@@ -66,10 +70,44 @@ class Express:
         if rows.ids is not None:
             self.issue(rows, slots)
         self._running, self._rest = rows, rest
-        timed = [] if rows.timings is None else list(filter(None, rows.timings))
-        for timing in timed:
-            timing.taken_s = now
-        self._answer(rows, slots, start, inputs.reshape(n, q, *content.unit_shape), timed)
+        self._answer(rows, slots, start, inputs.reshape(n, q, *content.unit_shape), _timed(rows, now))
+        self._running = None
+        return True
+
+    def _run_one(self, rows: Rows, slots: np.ndarray | None, q: int, now: float) -> bool:
+        """The same of one row, by numbers instead of columns: an operation on a column costs a microsecond and more
+        however short it is, and there are a hundred of them."""
+        core, table, content = self.core, self.core.table, self.frames.content
+        slot = table.slot_of(int(rows.handle[0]), int(rows.stream[0])) if slots is None else int(slots[0])
+        if slot < 0:
+            return False
+        start, accepted = int(rows.position[0]), int(table.accepted[slot])
+        if rows.ids is not None and start < 0:
+            start = accepted
+        if start != accepted or table.in_flight[slot] or (rows.deadline is not None and rows.deadline[0] <= now):
+            return False
+        x = content.array(rows.data, q)
+        if not content.is_good(x):
+            return False
+        if slots is not None:
+            self.issue(rows, slots)
+        self._running = rows
+        run = Run(rows.call, np.array([q]), x[None], table.state[slot : slot + 1], float(core.scheduler.cost(1, q)))
+        outcome = self._compute(run, _timed(rows, now))
+        if isinstance(outcome, CellarError):
+            self.frames.refuse_rows(rows, np.arange(1), outcome)
+        else:
+            y, following = outcome
+            table.state[slot] = following[0]
+            core.counts.copy("state", following.nbytes)
+            end = start + q
+            table.position[slot] = table.accepted[slot] = end
+            table.last_use[slot] = core.clock()
+            if core.durability.is_on:
+                core.durability.change(np.array([slot]))
+            starts, ends, lengths = np.array([[start], [end], [q]])
+            self._reply(rows, starts, ends, lengths, y[0])
+            self._unsettled.add_one(slot, start, x, y[0])
         self._running = None
         return True
 
@@ -79,9 +117,12 @@ class Express:
             self.frames.refuse_rows(rows, np.arange(len(slots)), outcome)
             return
         position, lengths, outputs = outcome
+        self._reply(rows, start, position, lengths, outputs)
+        self._unsettled.add(slots, start, x, outputs)
+
+    def _reply(self, rows: Rows, start: Any, position: Any, lengths: Any, outputs: np.ndarray) -> None:
         reply = RowsReply(rows.to, rows.frame_id, rows.handle, start, position, lengths, outputs, call=rows.call)  # type: ignore[arg-type]
         self.core.replies.append(reply)
-        self._unsettled.append((slots, start, x.shape[1], x, outputs))
 
     @property
     def has_rest(self) -> bool:
@@ -119,28 +160,36 @@ class Express:
         table, n = self.core.table, len(slots)
         if (start != table.accepted[slots]).any() or table.in_flight[slots].any():
             return False
-        return n == 1 or len(set(slots.tolist())) == n
+        return len(set(slots.tolist())) == n
 
     def _steps(self, rows: Rows, n: int) -> int:
         """Steps of each row, 0 where they are not the same or something is odd."""
-        content, frame = self.frames.content, rows.frame
+        content = self.frames.content
         size = int(rows.size[0])
         q = size // content.unit_bytes
         length, first_axis = int(rows.length[0]), int(rows.first_axis[0])
-        if content.is_coded or frame.ends or frame.priorities or q * content.unit_bytes != size:
-            return 0
-        if q > self.core.max_chunk or (frame.inputs.dtype and frame.inputs.dtype != content.wire_dtype):
+        is_plain, shape = self._common(rows.frame)
+        if not is_plain or q * content.unit_bytes != size or q > self._max_chunk:
             return 0
         default = 1 if rows.ids is None else q
         if q != (default if length < 0 or (length == 0 and rows.ids is not None) else length):
             return 0
-        if first_axis >= 0 and (first_axis != q or tuple(frame.inputs.shape) != content.unit_shape):
+        if first_axis >= 0 and (first_axis != q or shape != content.unit_shape):
             return 0
         if n > 1 and (
             (rows.size != size).any() or (rows.length != length).any() or (rows.first_axis != first_axis).any()
         ):
             return 0
         return q
+
+    def _common(self, frame: Any) -> tuple[bool, tuple[int, ...]]:
+        """Whether nothing is odd about what rows have in common, and their shape behind the first axis."""
+        if frame is not self._seen:  # mostly it is that of the rows before
+            content, inputs = self.frames.content, frame.inputs
+            is_other = inputs.dtype and inputs.dtype != content.wire_dtype
+            is_plain = not (content.is_coded or frame.ends or frame.priorities or is_other)
+            self._seen, self._said = frame, (is_plain, tuple(inputs.shape))
+        return self._said
 
     def issue(self, rows: Rows, slots: np.ndarray) -> None:
         """Fills in the handles of rows that named their sessions by id."""
@@ -161,20 +210,11 @@ class Express:
         run = Run(slots, np.full(n, q), x, table.state[place], float(core.scheduler.cost(n, q)))
         if not isinstance(place, slice):
             core.counts.copy("state", run.state.nbytes)
-        if len(self._unsettled) >= MAX_UNSETTLED and run.cost_s < OVERLAP_S:
-            self.settle()
-        for timing in timed:
-            timing.begin(core.clock(), n)
-        outcome = self.compute(run)
-        ended = core.clock()
-        for timing in timed:
-            timing.ended_s = ended
+        outcome = self._compute(run, timed)
         if isinstance(outcome, CellarError):
             return outcome
         y, following = outcome
-        self.runs.count(run)
-        core.counts.queue_rows += n
-        core.counts.queue.add(0.0, n)  # they waited for nothing
+        ended = core.clock()
         table.state[place] = following
         core.counts.copy("state", following.nbytes)
         position = start + q
@@ -183,21 +223,36 @@ class Express:
         core.durability.change(slots)
         return position, np.full(n, q), y.reshape(n * q, *core.output_shape)
 
+    def _compute(self, run: Run, timed: list[Timing]) -> Outcome:
+        """What a run gives, counted. timed: of those of its rows that are traced."""
+        counts, n = self.core.counts, len(run.rows)
+        if len(self._unsettled) >= MAX_UNSETTLED and run.cost_s < OVERLAP_S:
+            self.settle()
+        for timing in timed:
+            timing.begin(self.core.clock(), n)
+        outcome = self.compute(run)
+        for timing in timed:
+            timing.ended_s = self.core.clock()
+        if not isinstance(outcome, CellarError):
+            self.runs.count(run)
+            counts.queue_rows += n
+            counts.queue.add(0.0, n)  # they waited for nothing
+        return outcome
+
     @property
     def is_unsettled(self) -> bool:
         """Answers are to be stored."""
-        return bool(self._unsettled)
+        return len(self._unsettled) > 0
 
     def settle(self) -> None:
         """Stores the answers, in the order of their runs: what can wait until nothing else is to do, or beside the next
         run."""
-        core = self.core
-        for slots, start, q, data, outputs in self._unsettled:
-            lengths = np.full(len(slots), q)
-            chunk = slots, start, lengths, digests(data.reshape(-1), lengths, self.frames.content.unit_bytes)
-            if q == 1:
-                core.answers.store_single(*chunk, outputs)
-            else:
-                core.answers.store_many(*chunk, lengths, outputs)
-            core.counts.chunks += len(slots)
-        self._unsettled.clear()
+        self._unsettled.settle()
+
+
+def _timed(rows: Rows, now: float) -> list[Timing]:
+    """Of those rows that are traced, which are taken in now."""
+    timed = [] if rows.timings is None else list(filter(None, rows.timings))
+    for timing in timed:
+        timing.taken_s = now
+    return timed

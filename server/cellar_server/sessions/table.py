@@ -198,6 +198,13 @@ class Table:
         # a slot without a handle has ticket and stream 0, and no stream is 0
         return slots, inside & (self.ticket[slots] == tickets) & (self.stream[slots] == streams)
 
+    def slot_of(self, handle: int, stream: int) -> int:
+        """The slot of one handle; -1 where it is not valid for the stream."""
+        slot = (handle & 0xFFFFFFFF) - self._base
+        if not 0 <= slot < self._fresh or self.ticket[slot] != handle >> 32 or self.stream[slot] != stream:
+            return -1
+        return slot
+
     def why_void(self, handle: int) -> CellarError:
         """The error for a handle that `resolve` refused."""
         error = self._void.get(handle)
