@@ -92,9 +92,9 @@ class Bell {
   }
 
   // Until it is rung, or was since the last time; at most for so long (negative: for good, which is thirty years). On
-  // one thread.
-  void wait(double timeout_s) {
-    stay_awake(timeout_s < 0 ? kAwake : std::min(timeout_s, kAwake));
+  // one thread. stays_awake: something is about to come, it does not sleep at once.
+  void wait(double timeout_s, bool stays_awake) {
+    if (stays_awake) stay_awake(timeout_s < 0 ? kAwake : std::min(timeout_s, kAwake));
     std::unique_lock guard(lock_);
     rung_.wait_for(guard, Seconds(timeout_s < 0 ? 1e9 : timeout_s), [this] { return is_rung_.load(); });
     is_rung_ = false;

@@ -84,7 +84,7 @@ void answer(Transport& transport, std::vector<Rows> taken) {
 // An engine: takes the rows of a lane when its bell rings.
 void run(Transport& transport, uint64_t lane, Bell& bell, const std::atomic<bool>& is_over) {
   while (!is_over) {
-    bell.wait(lane % 2 ? -1.0 : 0.05);
+    bell.wait(lane % 2 ? -1.0 : 0.05, lane % 2);
     answer(transport, transport.incoming.take_rows(lane));
   }
 }

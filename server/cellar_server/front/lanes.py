@@ -25,12 +25,19 @@ class EngineLane:
 
     def __init__(self, lanes: Lanes, engine: Engine) -> None:
         self._lanes, self._engine, self._number = lanes, engine, engine.number + 1
-        bell = lanes.new_bell()
-        self.ring, self.wait = bell.ring, bell.wait
-        lanes.transport.set_bell(self._number, bell)
+        self._bell = lanes.new_bell()
+        self.ring = self._bell.ring
+        self._is_lone = True  # the row that came last
+        lanes.transport.set_bell(self._number, self._bell)
+
+    def wait(self, timeout_s: float) -> None:
+        # a caller that is alone sends again when it is answered; of many, some are there when a sleeper wakes
+        self._bell.wait(timeout_s, self._is_lone)
 
     def take(self) -> list[Rows]:
         taken = self._lanes.take(self._number)
+        if taken:
+            self._is_lone = len(taken) == 1 and len(taken[0].call) == 1
         admit = self._lanes.watched.admit
         return [admitted for rows in taken if (admitted := admit(rows, self._engine)) is not None]
 

@@ -35,8 +35,9 @@ class Bell:
             with contextlib.suppress(RuntimeError):  # somebody else was faster
                 self._rung.release()
 
-    def wait(self, timeout_s: float) -> None:
-        """Until it is rung, or was since the last time. Negative: for good."""
+    def wait(self, timeout_s: float, stays_awake: bool = False) -> None:
+        """Until it is rung, or was since the last time. Negative: for good. It sleeps in any case: to stay awake
+        would keep the event loop from running."""
         self._rung.acquire(timeout=timeout_s if timeout_s >= 0 else -1)
 
 
