@@ -116,16 +116,8 @@ class _Counting(Trainer):
         self.num_updates += 1
         return super().step(loss)
 
-    def fit(
-        self,
-        epoch: Callable[[], float],
-        validate: Callable[[], float],
-        *,
-        num_epochs: int,
-        patience: int,
-        decay: float = 0.97,
-    ) -> list[float]:
-        losses = super().fit(epoch, validate, num_epochs=num_epochs, patience=patience, decay=decay)
+    def fit(self, *given: Any, **named: Any) -> list[float]:
+        losses = super().fit(*given, **named)
         self.num_epochs = len(losses)
         return losses
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-import threading
 from collections import deque
 from typing import Any, Protocol
 
+from cellar_server.bell import Bell
 from cellar_server.sessions.messages import Rows
 
 
@@ -30,20 +29,8 @@ class Lane(Protocol):
         ...
 
 
-class NoLane:
+class NoLane(Bell):
     """A bell alone, where no rows come in beside the inbox."""
-
-    def __init__(self) -> None:
-        self._rung = threading.Lock()
-        self._rung.acquire()
-
-    def ring(self) -> None:
-        if self._rung.locked():
-            with contextlib.suppress(RuntimeError):  # somebody else was faster
-                self._rung.release()
-
-    def wait(self, timeout_s: float) -> None:
-        self._rung.acquire(timeout=timeout_s if timeout_s >= 0 else -1)
 
     def take(self) -> list[Rows]:
         return []

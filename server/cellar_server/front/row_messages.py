@@ -1,4 +1,4 @@
-"""Rows from what the native transport gives, and the messages that they came in, where these must go the common way."""
+"""Rows from what a transport gives, and the messages that they came in, where these must go the common way."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from google.protobuf.message import DecodeError
 
 from cellar_server.sessions.messages import PredictRows, Rows
 from cellar_server.sessions.selection import chosen
+from cellar_server.transport.wire import varint
 
 
 def rows_of(
@@ -79,7 +80,7 @@ def steps(rows: Rows, rest: bytes, ids: list[bytes]) -> Iterator[bytes]:
         request.length = max(0, int(one.length[0]))
         _fill(request, one)
         # the id may not be UTF-8, which the handler's parser says
-        yield request.SerializeToString() + b"\x0a" + _varint(len(id)) + id
+        yield request.SerializeToString() + b"\x0a" + varint(len(id)) + id
 
 
 def predicts(rows: PredictRows) -> Iterator[bytes]:
@@ -115,12 +116,3 @@ def _fill(request: Frame | StepRequest | PredictRequest, one: Rows) -> None:
     if one.first_axis[0] >= 0:
         inputs.shape.extend([int(one.first_axis[0]), *tail])
     inputs.data = one.data.tobytes()
-
-
-def _varint(value: int) -> bytes:
-    made = bytearray()
-    while value >= 0x80:
-        made.append(value & 0x7F | 0x80)
-        value >>= 7
-    made.append(value)
-    return bytes(made)

@@ -9,12 +9,13 @@ from typing import Any
 
 import grpc
 
+from cellar_server.bell import Bell
 from cellar_server.transport.aio_call import ask
 from cellar_server.transport.aio_stream import AioStream
 from cellar_server.transport.base import OPTIONS, UNARY
-from cellar_server.transport.rows import Bell, End, RowTransport
+from cellar_server.transport.rows import End, RowTransport
 
-STREAM = "/cellar.v1.Inference/Stream"
+STREAM_METHOD = "/cellar.v1.Inference/Stream"
 
 
 class AioServer(grpc.aio.ServerInterceptor):
@@ -62,7 +63,7 @@ class AioServer(grpc.aio.ServerInterceptor):
         handler = await continuation(details)
         style = self._styles.get(details.method)
         # a stream that is refused gets a generator, which reads nothing
-        is_stream = details.method == STREAM and self._has_lanes and iscoroutinefunction(handler.stream_stream)
+        is_stream = details.method == STREAM_METHOD and self._has_lanes and iscoroutinefunction(handler.stream_stream)
         if style is None and not is_stream:
             return handler
         known = self._made.get(details.method)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import threading
 import time
 from array import array
 from collections import deque
@@ -16,29 +14,11 @@ from cellar_proto.v1.inference_pb2 import PredictResponse, RowError, StreamRespo
 from cellar_proto.v1.reason_pb2 import Error
 from cellar_proto.v1.tensor_pb2 import DataType
 
+from cellar_server.bell import Bell
 from cellar_server.transport import wire
 from cellar_server.transport.base import PREDICT, STEP, STREAM
 
 NEVER = float("inf")
-
-
-class Bell:
-    """Wakes a thread that waits for more than one thing."""
-
-    def __init__(self) -> None:
-        self._rung = threading.Lock()
-        self._rung.acquire()
-
-    def ring(self) -> None:
-        """Ends a `wait`, or the next one; from any thread."""
-        if self._rung.locked():
-            with contextlib.suppress(RuntimeError):  # somebody else was faster
-                self._rung.release()
-
-    def wait(self, timeout_s: float, stays_awake: bool = False) -> None:
-        """Until it is rung, or was since the last time. Negative: for good. It sleeps in any case: to stay awake
-        would keep the event loop from running."""
-        self._rung.acquire(timeout=timeout_s if timeout_s >= 0 else -1)
 
 
 class End(NamedTuple):
