@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import shlex
+import signal
 import sys
 import tempfile
 import time
@@ -39,7 +40,7 @@ def servers(given: Sequence[str]) -> dict[str, list[str]]:
 def scale(given: argparse.Namespace) -> Scale:
     """Windows and counts of a full run or of a look, with what was given in particular."""
     chosen = Scale.quick() if given.quick else Scale.short() if given.short else Scale()
-    wanted = {"num_pairs": given.pairs, "num_sessions": given.sessions, "hold_s": given.hold_s}
+    wanted = {"num_pairs": given.pairs, "num_sessions": given.sessions, "held_s": given.held_s}
     return dataclasses.replace(chosen, **{key: value for key, value in wanted.items() if value is not None})
 
 
@@ -57,7 +58,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         help="a Cellar server to measure, with these flags; may be given again for another one in the same run",
     )
     parser.add_argument("--pairs", type=int, help="pairs of windows where an aim hangs on them (default 30)")
-    parser.add_argument("--hold-s", type=float, help="seconds of each try of the highest load (default 6)")
+    parser.add_argument("--held-s", type=float, help="seconds for which the highest load found must hold (default 60)")
     parser.add_argument("--sessions", type=int, help="live sessions of the memory arm (4.5 kB each; default 1,000,000)")
     parser.add_argument(
         "--triton", type=Path, metavar="VENV", help="where nvidia-pytriton is installed (benchmarks/triton/server.py)"
@@ -82,6 +83,8 @@ def measure(stand: Stand, names: Sequence[str], sections: dict[str, list[Line]],
 
 
 def main() -> int:
+    # ended from outside, it ends its servers and writes what it has
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     given = parse()
     named = servers(given.server_flags)
     begun = time.perf_counter()

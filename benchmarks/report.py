@@ -25,7 +25,8 @@ HOW = (
     "neighbouring windows. Every server is a process of its own, not pinned; ONNX Runtime has one thread in all arms; "
     "the load generator (C++, one thread) shares the cores. Latency counts from the scheduled send time where arrivals "
     "are scheduled, else from the send. The raw arm, c(rows, steps), uses plain h and c inputs with outputs "
-    "preallocated through IOBinding, in this process. What the rows mean: [README.md](README.md)."
+    "preallocated through IOBinding, in this process. Each section names its processor and its code. "
+    "What the rows mean: [README.md](README.md)."
 )
 
 
@@ -68,21 +69,32 @@ def _generator() -> str:
     return f"load generator on libgrpc++ {told.stdout.strip()}" if told.returncode == 0 else "no load generator"
 
 
-def machine() -> str:
-    """Processor, cores and versions, in one line."""
+def _processor() -> str:
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+    return f"{name}, {len(os.sched_getaffinity(0))} cores"
+
+
+def machine() -> str:
+    """Processor, cores and versions, in one line."""
     versions = ", ".join(f"{p} {importlib.metadata.version(p)}" for p in PACKAGES)
-    cores = len(os.sched_getaffinity(0))
     python = platform.python_version()
-    return f"{name}, {cores} cores; {platform.system()}; Python {python}; {versions}; {_generator()}{_revision()}"
+    return f"{_processor()}; {platform.system()}; Python {python}; {versions}; {_generator()}{_revision()}"
 
 
 def page(sections: Mapping[str, Sequence[Line]], notes: Sequence[str]) -> str:
-    """Where, how, and a table a section."""
+    """Where, how, and a table a section, each with its processor and revision: `updated` keeps sections of before."""
     text = ["# Results", "", machine(), "", HOW, ""]
+    origin = f"*{_processor()}{_revision()}.*"
     for title, lines in sections.items():
-        text += [f"## {title}", "", "| " + " | ".join(HEAD) + " |", "| " + " | ".join(["---"] * len(HEAD)) + " |"]
+        text += [
+            f"## {title}",
+            "",
+            origin,
+            "",
+            "| " + " | ".join(HEAD) + " |",
+            "| " + " | ".join(["---"] * len(HEAD)) + " |",
+        ]
         text += ["| " + " | ".join(line.cells()) + " |" for line in lines] + [""]
     return "\n".join([*text, f"## {NOTES}", "", *[f"- {note}" for note in notes], ""])
 

@@ -57,3 +57,15 @@ def highest(holds: Callable[[float], bool], low: float, high: float, halvings: i
         else:
             high = middle
     return low
+
+
+def settled(holds: Callable[[float], bool], value: float, step: float = 1.04, tries: int = 6) -> float:
+    """The highest that holds in steps of a ratio from `value`: up while it holds, else down; 0 where none does."""
+    if not holds(value):
+        lower = (value / step**at for at in range(1, tries))
+        return next((each for each in lower if holds(each)), 0.0)
+    for _ in range(1, tries):
+        if not holds(value * step):
+            break
+        value *= step
+    return value

@@ -28,13 +28,14 @@ class BitsError(RuntimeError):
 @dataclass(frozen=True)
 class Scale:
     """How much is measured: pairs of windows where an aim hangs on them and elsewhere, seconds of each window; searches
-    of the highest load, and halvings in each; loads of arrivals."""
+    of the highest load, halvings in each, and how long what was found must then hold; loads of arrivals."""
 
     num_pairs: int = 30
     few_pairs: int = 5
     window_s: float = 0.5
     span_s: float = 4.0
     hold_s: float = 4.0
+    held_s: float = 60.0
     overload_s: float = 20.0
     halvings: int = 5
     num_searches: int = 3
@@ -45,7 +46,7 @@ class Scale:
     @staticmethod
     def quick() -> Scale:
         """A look, no measurement."""
-        return Scale(2, 2, 0.3, 1.0, 1.0, 2.0, 2, 1, num_sequences=1000, num_sessions=10_000)
+        return Scale(2, 2, 0.3, 1.0, 1.0, 2.0, 2.0, 2, 1, num_sequences=1000, num_sessions=10_000)
 
     @staticmethod
     def short() -> Scale:

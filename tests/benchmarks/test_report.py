@@ -42,6 +42,7 @@ def test_the_page_has_a_table_a_section():
     text = page({"First": [Line("m", "a", "f", "b", 0.5)], "Second": []}, ["noted"])
     assert "| m | a | f | b | 0.50 |  |" in text
     assert text.count("| measured |") == 2
+    assert "## First\n\n*" in text
     assert text.endswith("- noted\n")
 
 
@@ -72,8 +73,8 @@ def test_servers_are_named_by_their_flags():
 def test_a_look_is_shorter_and_what_is_given_counts():
     full, short, quick = (scale(parse(given)) for given in ([], ["--short"], ["--quick"]))
     assert full.num_pairs >= 30 > short.num_pairs > quick.num_pairs
-    assert scale(parse(["--quick", "--pairs", "7", "--hold-s", "60"])).num_pairs == 7
-    assert scale(parse(["--hold-s", "60"])).hold_s == 60
+    assert scale(parse(["--quick", "--pairs", "7", "--held-s", "9"])).num_pairs == 7
+    assert scale(parse(["--held-s", "9"])).held_s == 9
 
 
 def test_all_workloads_are_run_unless_some_are_named():

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.schedules import burst, highest, mixed_lengths, most_hold, poisson, short_beside_long
+from benchmarks.schedules import burst, highest, mixed_lengths, most_hold, poisson, settled, short_beside_long
 
 
 def test_a_burst_is_due_at_once():
@@ -50,6 +50,13 @@ def test_the_highest_that_holds_is_found_to_within_the_halvings(limit):
 
 def test_nothing_holds():
     assert highest(lambda value: False, 1, 2, 3) == 0
+
+
+@pytest.mark.parametrize(
+    ("limit", "found"), [(100, 100), (99, 100 / 1.04), (91, 0), (104, 104), (105, 104), (1000, 1.04**2 * 100)]
+)
+def test_what_holds_is_raised_and_what_does_not_is_lowered(limit, found):
+    assert settled(lambda value: value <= limit, 100, tries=3) == pytest.approx(found)
 
 
 @pytest.mark.parametrize(
