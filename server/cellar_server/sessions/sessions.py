@@ -23,6 +23,7 @@ from cellar_server.sessions.ends import closed
 from cellar_server.sessions.express import Express
 from cellar_server.sessions.frames import Frames
 from cellar_server.sessions.generations import Generations
+from cellar_server.sessions.intake import Intake
 from cellar_server.sessions.messages import (
     UNARY_STREAM,
     Call,
@@ -98,6 +99,7 @@ class Sessions(Verbs):
         core.durability = durability
         super().__init__(core, frames, generations, states, durability)
         frames.departing = self.custody.departing
+        self.intake = Intake(core, frames)
         self.predicts = Predicts(core)
         self.runs = Runs(core, frames, self.predicts, generations)
         self.express = Express(core, frames, self.runs)
@@ -123,7 +125,7 @@ class Sessions(Verbs):
 
     def read_large(self, request: FrameRequest) -> None:
         """Reads a frame of many rows before it is admitted; the one call that any thread may make."""
-        self.frames.read_large(request)
+        self.intake.read_large(request)
 
     @property
     def has_replies(self) -> bool:
@@ -157,7 +159,7 @@ class Sessions(Verbs):
             if kind is not Rows:
                 self.rows.finish(now)
             if kind is FrameRequest:
-                self.frames.admit(batch, now)  # type: ignore[arg-type]
+                self.intake.admit(batch, now)  # type: ignore[arg-type]
             elif kind is Rows:
                 self.rows.admit(batch, now)  # type: ignore[arg-type]
             elif kind is PredictRequest:
@@ -196,7 +198,7 @@ class Sessions(Verbs):
         opened: list[tuple[StepRequest, int]] = []
 
         def admit() -> None:
-            self.frames.admit(list(frames.values()), now)
+            self.intake.admit(list(frames.values()), now)
             frames.clear()
             for request, slot in opened:
                 if table.accepted[slot] == 0 and table.head[slot] < 0:
