@@ -60,7 +60,7 @@ def arriving(stand: Stand) -> Iterator[Line]:
     others = [*stand.ours, ONE, BUCKETS]
     for load, seconds, num_rounds, names in (
         (0.5, scale.span_s, 2, everyone),
-        (0.8, scale.span_s, scale.few_pairs, others),
+        (0.8, scale.span_s, scale.num_pairs, others),
         (1.2, scale.span_s * 2, 1, others),
         (1.5, scale.overload_s, 1, others),
     ):
