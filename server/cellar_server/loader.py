@@ -137,6 +137,7 @@ class Loader:
                     del registry.engines[key]
                     await asyncio.get_running_loop().run_in_executor(None, engine.stop, registry.config.drain_s)
                     ended += engine.release(error)
+                    registry.tell_watchers()
                     log.info("model %s/%d was unloaded", *key, extra=_about(key))
                 return ended
         finally:

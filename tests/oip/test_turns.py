@@ -22,16 +22,15 @@ def test_turns_come_in_the_order_of_asking_and_each_key_has_its_own() -> None:
             await asyncio.sleep(0)
             turns.leave("a")
 
-        assert turns.is_free("a")
-        turns.begin("a")
-        assert not turns.is_free("a")
-        assert turns.is_free("b")
+        assert turns.begin("a")
+        assert not turns.begin("a")
+        assert turns.begin("b")
         visits = [asyncio.ensure_future(visit(number)) for number in range(4)]
         await settled()
         assert order == []
         turns.leave("a")
         await asyncio.gather(*visits)
-        assert turns.is_free("a")
+        assert turns.begin("a")
         return order
 
     assert asyncio.run(run()) == [0, 1, 2, 3]
@@ -50,6 +49,6 @@ def test_who_is_cancelled_while_it_waits_holds_up_nobody() -> None:
         await asyncio.gather(*waiting[:2], return_exceptions=True)
         await waiting[2]
         turns.leave("a")
-        assert turns.is_free("a")
+        assert turns.begin("a")
 
     asyncio.run(run())

@@ -33,7 +33,7 @@ def test_responses_wait_within_the_limit_and_keep_their_order() -> None:
         for number in range(10):
             await settled()
             assert held.num_waiting == held.out.qsize() == min(3, 10 - number)
-            assert held.out.get_nowait() == (number, None, False)
+            assert held.out.get_nowait() == (number, None)
             held.take()
         await filling
 

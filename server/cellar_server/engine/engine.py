@@ -161,6 +161,10 @@ class Engine(Figures):
         if self.is_over:
             self._refuse_inbox()
 
+    def ring(self) -> None:
+        """Rows wait in the lane; from any thread."""
+        self._inbox.lane.ring()
+
     def stop(self, drain_s: float) -> None:
         """Refuses new work, finishes what was accepted for up to `drain_s` seconds, and ends the thread."""
         if not self._thread.is_alive():

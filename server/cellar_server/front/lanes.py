@@ -35,16 +35,17 @@ class EngineLane:
         self._bell.wait(timeout_s, self._is_lone)
 
     def take(self) -> list[Rows]:
-        taken = self._lanes.take(self._number)
-        if taken:
-            self._is_lone = len(taken) == 1 and len(taken[0].call) == 1
+        taken, chunks = self._lanes.take(self._number), self._lanes.registry.chunks.take(self._engine)
+        if taken or chunks:
+            self._is_lone = sum(len(rows.call) for rows in (*taken, *chunks)) == 1
         admit = self._lanes.watched.admit
-        return [admitted for rows in taken if (admitted := admit(rows, self._engine)) is not None]
+        return [*(admitted for rows in taken if (admitted := admit(rows, self._engine)) is not None), *chunks]
 
     def close(self) -> None:
         # their streams know whether they are for a version of the model that was loaded meanwhile
         self._lanes.transport.set_bell(self._number, None)
         self._lanes.take_over(self._number)
+        self._lanes.registry.chunks.close(self._engine)
 
 
 class Lanes:

@@ -148,7 +148,7 @@ class Charged:
 
 
 class Rations:
-    """The rations of all callers and models. One event loop hands them out."""
+    """The rations of all callers and models. Any thread may ask for one."""
 
     def __init__(self, table: LimitTable, clock: Callable[[], float] = time.monotonic) -> None:
         self.table = table
@@ -164,17 +164,18 @@ class Rations:
         meters: list[Meter] = []
         if not self.limits(scope, model):
             return None
-        if (known := self._rations.get((caller, model))) is not None:
-            return known
-        for limits, kept, key, what in (
-            (self.table.of_caller(caller), self._callers, caller, "the caller"),
-            (self.table.of_model(model), self._models, model, f"model {model!r}"),
-        ):
-            if limits.is_metered:
-                if key not in kept:
-                    kept[key] = Meter(limits, what, self._clock())
-                meters.append(kept[key])
-        ration = self._rations[caller, model] = Ration(meters, self._clock, self._lock)
+        with self._lock:
+            if (known := self._rations.get((caller, model))) is not None:
+                return known
+            for limits, kept, key, what in (
+                (self.table.of_caller(caller), self._callers, caller, "the caller"),
+                (self.table.of_model(model), self._models, model, f"model {model!r}"),
+            ):
+                if limits.is_metered:
+                    if key not in kept:
+                        kept[key] = Meter(limits, what, self._clock())
+                    meters.append(kept[key])
+            ration = self._rations[caller, model] = Ration(meters, self._clock, self._lock)
         return ration
 
     def take_rows(
@@ -231,7 +232,12 @@ def number_of(scope: str, context: grpc.aio.ServicerContext | None = None) -> in
     share a number share a turn."""
     if scope or context is None:
         return 1 << 40 | zlib.crc32(scope.encode())
-    return 2 << 40 | zlib.crc32((context.peer() or "").encode())
+    return number_of_peer(context.peer())
+
+
+def number_of_peer(peer: str | None) -> int:
+    """The same of a connection."""
+    return 2 << 40 | zlib.crc32((peer or "").encode())
 
 
 def _overloaded(what: str, wait_s: float) -> CellarError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from cellar_proto.v1.models_pb2 import Limits
@@ -12,6 +13,7 @@ from cellar_server.engine import Engine
 from cellar_server.errors import CellarError
 from cellar_server.front.callers import Callers
 from cellar_server.front.holding import Holding
+from cellar_server.front.oip.chunks import Chunks
 from cellar_server.front.open_streams import OpenStreams
 from cellar_server.front.rations import Rations
 from cellar_server.limits import LimitTable
@@ -36,8 +38,15 @@ class Registry:
         self.holding = Holding(self.directory, self.engines)
         self.callers = Callers(config)
         self.streams = OpenStreams()
+        self.chunks = Chunks()
+        self.watchers: list[Callable[[], object]] = []  # are told, on the event loop, that a model is gone
         self.traces: Traces | None = None
         self.streams_open = self.streams_opened = 0  # of frames
+
+    def tell_watchers(self) -> None:
+        """A model is gone: nobody should hold it any more."""
+        for tell in self.watchers:
+            tell()
 
     def find(self, name: str, version: int = 0) -> Engine:
         """The engine of a model, version 0 for the newest that serves; MODEL_NOT_FOUND, MODEL_BROKEN."""

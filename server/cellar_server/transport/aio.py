@@ -10,12 +10,16 @@ from typing import Any
 import grpc
 
 from cellar_server.bell import Bell
-from cellar_server.transport.aio_call import ask
+from cellar_server.transport.aio_call import AioCall, ask
 from cellar_server.transport.aio_stream import AioStream
-from cellar_server.transport.base import OPTIONS, UNARY
-from cellar_server.transport.rows import End, RowTransport
+from cellar_server.transport.base import OPTIONS, SINGLE, UNARY
+from cellar_server.transport.rows import NEVER, End, RowTransport
 
-STREAM_METHOD = "/cellar.v1.Inference/Stream"
+# Streams that may be read ahead.
+STREAM_METHODS = ("/cellar.v1.Inference/Stream", "/inference.GRPCInferenceService/ModelStreamInfer")
+
+
+Offer = Callable[[int, bytes, str, float], bool]
 
 
 class AioServer(grpc.aio.ServerInterceptor):
@@ -24,6 +28,7 @@ class AioServer(grpc.aio.ServerInterceptor):
 
     name = "aio"
     bell, end = Bell, End
+    is_threaded = False
 
     def __init__(self, *, max_message_bytes: int, interceptors: Sequence[grpc.aio.ServerInterceptor] = ()) -> None:
         sizes = [("grpc.max_receive_message_length", max_message_bytes), ("grpc.max_send_message_length", -1)]
@@ -38,6 +43,7 @@ class AioServer(grpc.aio.ServerInterceptor):
         self._has_lanes = False
         self._styles: dict[str, int] = {}  # of methods whose only message becomes a row
         self._cancel: Callable[[list[int]], object] = lambda numbers: None
+        self._offers: dict[str, Offer] = {}
         self._made: dict[str, tuple[Any, Any]] = {}
 
     def add_registered_method_handlers(self, service_name: str, method_handlers: dict[str, Any]) -> None:
@@ -55,6 +61,14 @@ class AioServer(grpc.aio.ServerInterceptor):
         self._styles, self._cancel = styles, cancel
         self.add_lane(UNARY, take)
 
+    def offer(self, method: str, take: Offer) -> None:
+        """See Transport."""
+        self._offers[method] = take
+
+    def answer(self, number: int, response: bytes | None, end: Any) -> None:
+        """See Transport."""
+        self.transport.deliver([(number, end if response is None else response, 1)])
+
     async def intercept_service(
         self,
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
@@ -63,21 +77,30 @@ class AioServer(grpc.aio.ServerInterceptor):
         handler = await continuation(details)
         style = self._styles.get(details.method)
         # a stream that is refused gets a generator, which reads nothing
-        is_stream = details.method == STREAM_METHOD and self._has_lanes and iscoroutinefunction(handler.stream_stream)
-        if style is None and not is_stream:
+        is_stream = details.method in STREAM_METHODS and self._has_lanes and iscoroutinefunction(handler.stream_stream)
+        offered = self._offers.get(details.method)
+        if style is None and offered is None and not is_stream:
             return handler
         known = self._made.get(details.method)
         if known is None or known[0] is not handler:
-            made = self._stream(handler) if style is None else self._unary(handler, style)
+            made = self._stream(handler) if is_stream else self._unary(handler, style, offered)
             known = self._made[details.method] = handler, made
         return known[1]
 
-    def _unary(self, handler: Any, style: int) -> grpc.RpcMethodHandler:
-        """The same on bytes, which go as rows where they can."""
+    def _unary(self, handler: Any, style: int | None, offered: Offer | None) -> grpc.RpcMethodHandler:
+        """The same on bytes, which go as rows, or to whom they are offered, where they can."""
         behave, parse, serialize = handler.unary_unary, handler.request_deserializer, handler.response_serializer
 
+        def offer(call: AioCall, message: bytes, deadline_s: float) -> bool:
+            assert offered is not None
+            return offered(call.number, message, call.peer, 0.0 if deadline_s == NEVER else deadline_s)
+
+        take = self.transport.post_call if offered is None else offer
+
         async def serve(message: bytes, context: grpc.aio.ServicerContext) -> bytes:
-            response = await ask(self.transport, style, message, context, self._cancel)
+            response = await ask(
+                self.transport, SINGLE if style is None else style, message, context, self._cancel, take
+            )
             return serialize(await behave(parse(message), context)) if response is None else response
 
         return grpc.unary_unary_rpc_method_handler(serve)

@@ -24,7 +24,8 @@ class AioCall:
     def __init__(self, transport: RowTransport, style: int, context: grpc.aio.ServicerContext) -> None:
         self.style = style
         self.answer: asyncio.Future[bytes | End | None] = asyncio.get_running_loop().create_future()
-        self.stream = hash(context.peer()) >> 24 & 0xFFFFFFFFFF
+        self.peer = context.peer()
+        self.stream = hash(self.peer) >> 24 & 0xFFFFFFFFFF
         self.caller = b""
         if transport.caller_header:
             for key, value in context.invocation_metadata() or ():
@@ -46,12 +47,14 @@ async def ask(
     message: bytes,
     context: grpc.aio.ServicerContext,
     cancel: Callable[[list[int]], object],
+    take: Callable[[AioCall, bytes, float], bool],
 ) -> bytes | None:
-    """The response to a call whose message is a row; None where it is for the method's own handler."""
+    """The response to a call whose message somebody takes, until its deadline; None where it is for the method's own
+    handler."""
     call = AioCall(transport, style, context)
     left_s = context.time_remaining()
     try:
-        if not transport.post_call(call, message, NEVER if left_s is None else time.monotonic() + left_s):
+        if not take(call, message, NEVER if left_s is None else time.monotonic() + left_s):
             return None
         answer = await call.answer
     except asyncio.CancelledError:

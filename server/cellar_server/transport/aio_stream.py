@@ -19,6 +19,7 @@ class AioStream:
     """One RPC as its handler sees it: a grpc.aio.ServicerContext with a lane, as in call.h. Use on the event loop."""
 
     style = STREAM
+    is_threaded = False
 
     def __init__(
         self,
@@ -32,7 +33,8 @@ class AioStream:
         self.number = transport.open(self)
         self.lane = self.stream = 0
         self.caller = b""
-        self._window = 0  # 0: no lane
+        self._window = 0  # 0: nothing is read ahead
+        self._take: Callable[[bytes], bool] | None = None  # is offered messages first
         self._messages = self._rows = 0  # of a lane, not settled
         self._room: asyncio.Future[None] | None = None  # the reader waits for something to be settled
         self._out: deque[tuple[bytes, int, asyncio.Future[None] | None]] = deque()  # messages, and the rows in each
@@ -58,8 +60,7 @@ class AioStream:
                 return EOF
             if self._window:
                 self._transport.num_messages += 1
-                # a message that is no row may name the sessions of rows behind it: these wait until it was dealt with
-                if not self._messages and self._transport.post(self, message):
+                if self._take is not None and self._take(message):
                     self._rows += 1
                     continue
                 self._messages += 1
@@ -74,6 +75,15 @@ class AioStream:
         if not self._window:
             self._messages = 1  # the one that made the caller open it; a later lane goes on with what there is
         self.lane, self.stream, self._window = lane, stream, window
+        self._take = self._post
+
+    def _post(self, message: bytes) -> bool:
+        # a message that is no row may name the sessions of rows behind it: these wait until it was dealt with
+        return not self._messages and self._transport.post(self, message)
+
+    def read_ahead(self, window: int, take: Callable[[bytes], bool] | None = None) -> None:
+        """See NativeCall."""
+        self._window, self._take = window, take
 
     def settle(self, messages: int, rows: int = 0) -> None:
         """See NativeCall."""
@@ -94,6 +104,10 @@ class AioStream:
         written: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._put(raw, 0, written)
         await written
+
+    def answer(self, message: bytes) -> None:
+        """See NativeCall; on the event loop."""
+        self.send(message, 1)
 
     def send(self, raw: bytes, rows: int) -> None:
         """Answers so many rows of the lane, which are settled when the message is out."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import grpc
@@ -25,10 +25,21 @@ class Transport(Protocol):
     configuration."""
 
     name: str
+    # what it offers comes on a thread of its own, and may be answered from any
+    is_threaded: bool
 
     def add_generic_rpc_handlers(self, generic_rpc_handlers: Sequence[grpc.GenericRpcHandler]) -> None: ...
 
     def add_registered_method_handlers(self, service_name: str, method_handlers: dict[str, Any]) -> None: ...
+
+    def offer(self, method: str, take: Callable[[int, bytes, str, float], bool]) -> None:
+        """`take` is offered the calls of a unary method before its handler is: a number, the message, the peer and the
+        deadline in seconds on the monotonic clock, 0 for none. Those for which it says True are ended by `answer`."""
+        ...
+
+    def answer(self, number: int, response: bytes | None, end: Any) -> None:
+        """Ends a call that was taken, with a response or without."""
+        ...
 
     def add_insecure_port(self, address: str) -> int:
         """The port that it listens on; RuntimeError, or 0, where it cannot."""

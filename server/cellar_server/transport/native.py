@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -16,7 +17,7 @@ import grpc
 
 from cellar_server.transport import _native
 from cellar_server.transport.base import OPTIONS, SINGLE, STREAM, UNARY
-from cellar_server.transport.native_call import DONE, OPEN, ROWS, Metadata, NativeCall, run
+from cellar_server.transport.native_call import DONE, MESSAGE, OPEN, ROWS, Metadata, NativeCall, run
 
 log = logging.getLogger("cellar_server.transport")
 
@@ -26,6 +27,7 @@ class NativeServer:
 
     name = "native"
     bell, end = _native.Bell, _native.End
+    is_threaded = True
 
     def __init__(self, *, max_message_bytes: int, interceptors: Sequence[grpc.aio.ServerInterceptor] = ()) -> None:
         self.transport = _native.Transport(max_message_bytes, list(OPTIONS))
@@ -35,6 +37,7 @@ class NativeServer:
         self._takers: dict[int, Callable[[], object]] = {}
         self._styles: dict[str, int] = {}  # of methods whose only message becomes a row
         self._cancel: Callable[[list[int]], object] = lambda numbers: None
+        self._offers: dict[str, Callable[[int, bytes, str, float], bool]] = {}  # by method
         self._calls: dict[int, NativeCall] = {}
         self._is_listening = False
         self._taking: threading.Thread | None = None
@@ -65,6 +68,14 @@ class NativeServer:
         self.add_lane(UNARY, take)
         for method, style in styles.items():
             self.transport.add_method(method, style)
+
+    def offer(self, method: str, take: Callable[[int, bytes, str, float], bool]) -> None:
+        """See Transport."""
+        self._offers[method] = take
+
+    def answer(self, number: int, response: bytes | None, end: Any) -> None:
+        """See Transport."""
+        self.transport.finish(number, response, end)
 
     def add_insecure_port(self, address: str) -> int:
         return self._listen(address, _native.insecure())
@@ -113,15 +124,27 @@ class NativeServer:
         while events := take():  # none: it has ended
             others = []
             for event in events:
-                if event[0] != ROWS:
-                    others.append(event)
-                    continue
                 try:
-                    takers[event[1]]()
+                    if event[0] == ROWS:
+                        takers[event[1]]()
+                    elif not self._is_taken(event):
+                        others.append(event)
                 except Exception:
-                    log.exception("rows could not be taken")
+                    log.exception("what came could not be taken")
+                    if event[0] != ROWS:
+                        others.append(event)
             if others:
                 loop.call_soon_threadsafe(self._receive, others)
+
+    def _is_taken(self, event: tuple[Any, ...]) -> bool:
+        """Whether somebody took a message to whom they are offered first."""
+        kind, number, is_ok, message, about = event
+        if kind == MESSAGE:
+            call = self._calls.get(number)
+            return call is not None and call.offer(message)
+        if kind != OPEN or not is_ok or message is None or about[0] not in self._offers:
+            return False
+        return self._offers[about[0]](number, message, about[1], 0.0 if about[2] == math.inf else about[2])
 
     def _receive(self, events: list[tuple[Any, ...]]) -> None:
         calls, gone = self._calls, []

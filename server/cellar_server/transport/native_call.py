@@ -22,7 +22,10 @@ Metadata = Sequence[tuple[str, str | bytes]]
 
 
 class NativeCall:
-    """One RPC: what a handler sees of it, as a grpc.aio.ServicerContext. Use on the event loop only."""
+    """One RPC: what a handler sees of it, as a grpc.aio.ServicerContext. Use on the event loop only, but for `offer`
+    and `answer`."""
+
+    is_threaded = True
 
     def __init__(self, transport: Any, number: int, about: tuple[Any, ...]) -> None:
         self.number = number
@@ -42,6 +45,9 @@ class NativeCall:
         self._code, self._details = grpc.StatusCode.OK, ""
         self._is_finished = self._is_cancelled = False
         self._is_read_ahead = False
+        self._take: Callable[[bytes], bool] | None = None
+        self._num_told = 0  # messages that nobody took, which `read` gives; counted where they come
+        self._num_given, self._num_done = 0, 0  # by `read`, and before that
         self.task: asyncio.Task[None] | None = None
         self.deserialize: Callable[[bytes], Any] = bytes
         self.serialize: Callable[[Any], bytes] = bytes
@@ -69,15 +75,21 @@ class NativeCall:
     # -- messages ------------------------------------------------------------------------------------------------
 
     async def read(self) -> Any:
-        """The next message, or EOF."""
-        while not self._messages:
-            if self._is_half_closed:
-                return EOF
-            if not self._is_read_ahead:
-                self._transport.read(self.number)
-            self._reader = asyncio.get_running_loop().create_future()
-            await self._reader
-        return self.parse(self._messages.popleft())
+        """The next message, or EOF. Who asks for it has begun with those before."""
+        while True:
+            self._num_done = self._num_given
+            while not self._messages:
+                if self._is_half_closed:
+                    return EOF
+                if not self._is_read_ahead:
+                    self._transport.read(self.number)
+                self._reader = asyncio.get_running_loop().create_future()
+                await self._reader
+            message = self._messages.popleft()
+            self._num_given += 1
+            # it may have waited for one before it alone
+            if not self._is_taken(message):
+                return self.parse(message)
 
     def parse(self, message: bytes) -> Any:
         """A request; ends the call with INVALID_REQUEST where it is none."""
@@ -151,16 +163,31 @@ class NativeCall:
         if self._is_read_ahead:
             self._transport.settle(self.number, messages, rows)
 
-    def read_ahead(self, window: int) -> None:
-        """Messages come before `read` asks for them, while fewer than `window` are open: each must be settled, or
-        answered by `answer`."""
+    def read_ahead(self, window: int, take: Callable[[bytes], bool] | None = None) -> None:
+        """Messages come before `read` asks for them, while fewer than `window` are open. take: is offered each of them
+        first, and says whether it took it: on the transport's thread, or the event loop while `read` has others to
+        give. What it took is settled by `answer`, all else by `settle`."""
         self._is_read_ahead = True
+        self._take = take
         self._transport.read_ahead(self.number, window)
 
-    def answer(self, message: Any) -> None:
-        """Sends what settles one message, once it is written. Returns at once."""
+    def offer(self, message: bytes) -> bool:
+        """Whether a message that came was taken; on the transport's thread."""
+        if self._num_told == self._num_done and self._is_taken(message):
+            return True
+        self._num_told += 1
+        return False
+
+    def _is_taken(self, message: bytes) -> bool:
+        if self._take is None or not self._take(message):
+            return False
         self._transport.settle(self.number, 1, -1)
-        self._transport.write(self.number, self.serialize(message), 1)
+        return True
+
+    def answer(self, message: bytes) -> None:
+        """Sends the answer to a message that was taken, which is settled once it is written; to any other behind
+        `settle(1, -1)`. From any thread; returns at once."""
+        self._transport.write(self.number, message, 1)
 
     # -- events, from the transport ------------------------------------------------------------------------------
 

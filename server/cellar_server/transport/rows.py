@@ -187,7 +187,7 @@ class RowTransport:
 
     def write(self, number: int, raw: bytes, rows: int) -> None:
         """A message with the answers to so many rows of a stream."""
-        self._loop.call_soon_threadsafe(self._deliver, [(number, raw, rows)])
+        self._loop.call_soon_threadsafe(self.deliver, [(number, raw, rows)])
 
     def send(self, columns: Sequence[np.ndarray], outputs: np.ndarray, error: bytes, end: End | None) -> None:
         """Answers of many calls; see _native.Transport."""
@@ -200,17 +200,18 @@ class RowTransport:
             made = _answers_by_call(dict(zip(calls, styles, strict=True)), columns, outputs, error)
         else:
             made = _answers(calls, styles, columns, outputs)
-        self._loop.call_soon_threadsafe(self._deliver, made)
+        self._loop.call_soon_threadsafe(self.deliver, made)
 
     def finish(self, number: int, raw: bytes | None, end: End) -> None:
         """How a unary call ends."""
-        self._loop.call_soon_threadsafe(self._deliver, [(number, end if raw is None else raw, 1)])
+        self._loop.call_soon_threadsafe(self.deliver, [(number, end if raw is None else raw, 1)])
 
     def hand_back(self, number: int, message: bytes) -> None:
         """A unary call is for its method's own handler."""
-        self._loop.call_soon_threadsafe(self._deliver, [(number, None, 1)])
+        self._loop.call_soon_threadsafe(self.deliver, [(number, None, 1)])
 
-    def _deliver(self, made: list[tuple[int, Any, int]]) -> None:
+    def deliver(self, made: list[tuple[int, Any, int]]) -> None:
+        """Sends what was made for calls, on the event loop."""
         calls = self._calls
         for number, raw, rows in made:
             call = calls.get(number)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from typing import Any, NoReturn
 
 import grpc
@@ -51,31 +51,6 @@ class Answers:
         except CellarError:
             self.tally(engine).fail_one(begun_ns)
             raise
-
-    def begin(self, request: Any, caller: Caller, receive: Callable[[Any], object]) -> bool:
-        """See Sequences.begin; counted like `of`."""
-        begun_ns = time.perf_counter_ns()
-        try:
-            caller.must_call(request.model_name)
-            engine = self.find(request.model_name, request.model_version, caller)
-            given = Parameters.of(request)
-            if given.sequence is None:
-                return False
-            if not request.model_version:
-                engine = self.requests.sequences.engine_of(engine, given, caller.scope)
-            tally = self.tally(engine)
-
-            def finish(response: Any) -> None:
-                if isinstance(response, CellarError):
-                    tally.fail_one(begun_ns)
-                else:
-                    tally.succeed(begun_ns, 1)
-                receive(response)
-
-            signature = self.requests.signature(engine)
-            return self.requests.sequences.begin(request, given, engine, signature, caller.scope, finish)
-        except CellarError:
-            return False  # it is found again, told and counted on the way that takes all requests
 
     async def of(
         self, request: Any, engine: Engine, given: Parameters, deadline_s: float, scope: str

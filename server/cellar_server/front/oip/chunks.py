@@ -1,12 +1,12 @@
-"""Chunks of sequences on their way to the engines: those of one turn of the event loop go together, as rows."""
+"""Chunks of sequences on their way to the engines: what waits when an engine begins a run goes together, as rows."""
 
 from __future__ import annotations
 
 import asyncio
 import itertools
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from cellar_proto.v1.inference_pb2 import Frame, Priority
@@ -16,53 +16,65 @@ from cellar_server.errors import CellarError
 from cellar_server.front.asking import CALLER
 from cellar_server.sessions.messages import BY_SEQUENCE, AnswerReply, Rows, RowsRefused, RowsReply
 
-# So many chunks go at once: their run may begin while others are read.
-MANY = 32
 # What an engine makes of a chunk: its emissions float32 [n, ...], or why there are none.
 Outcome = np.ndarray | CellarError
+# What rows have in common, by whether they may wait and whether their texts end.
+_COMMON = {
+    (is_bulk, ends): Frame(priorities=[Priority.BULK] if is_bulk else None, ends=[True] if ends else None)
+    for is_bulk in (False, True)
+    for ends in (False, True)
+}
 
 
 @dataclass(slots=True)
 class Chunk:
-    """One chunk of an open session. length: steps (bytes, for text); position: None for where the session stands;
-    deadline_s: on the engine's clock, 0 for none; ends: the text ends with it."""
+    """One chunk of an open session. length: steps (bytes, for text); position: -1 for where the session stands;
+    deadline_s: on the engine's clock, 0 for none; is_bulk: it may wait; ends: the text ends with it; caller: who takes
+    turns with others."""
 
     id: str
     data: bytes
     length: int
-    position: int | None
-    deadline_s: float
-    is_bulk: bool
-    ends: bool
+    position: int = -1
+    deadline_s: float = 0.0
+    is_bulk: bool = False
+    ends: bool = False
+    caller: int = 0
 
 
 class Chunks:
-    """Takes chunks to their engines and their outcomes back. Use on one event loop."""
+    """Takes chunks to their engines and their outcomes back; from any thread. An engine takes what waits for it itself,
+    when it begins its next run."""
 
     def __init__(self) -> None:
         self._numbers = itertools.count(1)
-        self._asked: dict[int, Callable[[Outcome], object]] = {}
-        # by engine and what rows must have in common: number and caller of each chunk
-        self._waiting: dict[tuple[Engine, bool, bool], list[tuple[int, int, Chunk]]] = {}
-        self._loop: asyncio.AbstractEventLoop | None = None
+        # whom each chunk's outcome goes to, and the event loop on which; none: at once, on the engine's thread
+        self._asked: dict[int, tuple[Callable[[Outcome], object], asyncio.AbstractEventLoop | None]] = {}
+        self._waiting: dict[Engine, deque[tuple[int, Chunk]]] = {}
 
-    def post(self, engine: Engine, chunk: Chunk, receive: Callable[[Outcome], object]) -> None:
-        """Hands a chunk over; `receive` is called once, on the event loop, with what comes of it."""
-        if not self._waiting:
-            self._loop = asyncio.get_running_loop()
-            self._loop.call_soon(self._flush)
+    def post(
+        self,
+        engine: Engine,
+        chunk: Chunk,
+        receive: Callable[[Outcome], object],
+        loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        """Hands a chunk over; `receive` is called once with what comes of it: on the event loop, where one is given,
+        else on the engine's thread."""
         number = next(self._numbers)
-        self._asked[number] = receive
-        key = engine, chunk.is_bulk, chunk.ends
-        asked = self._waiting.setdefault(key, [])
-        asked.append((number, CALLER.get(), chunk))
-        if len(asked) == MANY:
-            del self._waiting[key]
-            engine.post(self._rows(asked, is_bulk=chunk.is_bulk, ends=chunk.ends))
+        self._asked[number] = receive, loop
+        waiting = self._waiting.get(engine)
+        if waiting is None:
+            waiting = self._waiting.setdefault(engine, deque())
+        waiting.append((number, chunk))
+        engine.ring()
+        if engine.is_over:
+            self._give_up(engine, waiting)
 
     async def ask(self, engine: Engine, chunk: Chunk) -> np.ndarray:
         """The emissions of a chunk. CellarError."""
-        answer: asyncio.Future[np.ndarray] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[np.ndarray] = loop.create_future()
 
         def receive(outcome: Outcome) -> None:
             if answer.done():
@@ -72,22 +84,41 @@ class Chunks:
             else:
                 answer.set_result(outcome)
 
-        self.post(engine, chunk, receive)
+        chunk.caller = CALLER.get()
+        self.post(engine, chunk, receive, loop)
         return await answer
 
-    def _flush(self) -> None:
-        waiting, self._waiting = self._waiting, {}
-        for (engine, is_bulk, ends), asked in waiting.items():
-            engine.post(self._rows(asked, is_bulk=is_bulk, ends=ends))
+    def take(self, engine: Engine) -> list[Rows]:
+        """The chunks that wait for an engine, by what they have in common; does not wait."""
+        waiting = self._waiting.get(engine)
+        return self._taken(waiting) if waiting else []
 
-    def _rows(self, asked: list[tuple[int, int, Chunk]], *, is_bulk: bool, ends: bool) -> Rows:
-        numbers, callers, chunks = zip(*asked, strict=True)
-        n = len(chunks)
-        frame = Frame(priorities=[Priority.BULK] if is_bulk else None, ends=[True] if ends else None)
-        nothing = np.zeros(n, np.int64)
+    def _taken(self, waiting: deque[tuple[int, Chunk]]) -> list[Rows]:
+        alike: dict[tuple[bool, bool], list[tuple[int, Chunk]]] = {}
+        try:
+            while True:
+                number, chunk = waiting.popleft()
+                alike.setdefault((chunk.is_bulk, chunk.ends), []).append((number, chunk))
+        except IndexError:
+            return [self._rows(asked, _COMMON[key]) for key, asked in alike.items()]
+
+    def close(self, engine: Engine) -> None:
+        """An engine takes nothing any more."""
+        self._give_up(engine, self._waiting.get(engine, deque()))
+
+    def _give_up(self, engine: Engine, waiting: deque[tuple[int, Chunk]]) -> None:
+        """Gives what waits to an engine that is over, which refuses it. Whoever put something there does so too."""
+        self._waiting.pop(engine, None)
+        for rows in self._taken(waiting):
+            engine.post(rows)
+
+    def _rows(self, asked: list[tuple[int, Chunk]], frame: Frame) -> Rows:
+        numbers, chunks = zip(*asked, strict=True)
+        nothing = np.zeros(len(chunks), np.int64)
         deadline = None
         if any(chunk.deadline_s for chunk in chunks):
             deadline = np.array([chunk.deadline_s or np.inf for chunk in chunks])
+        data = [chunk.data for chunk in chunks]
         return Rows(
             self,
             b"sequence" + frame.SerializeToString(),
@@ -96,14 +127,14 @@ class Chunks:
             nothing,
             nothing.view(np.uint64),
             nothing.view(np.uint64),
-            np.array([-1 if chunk.position is None else chunk.position for chunk in chunks], np.int64),
-            np.array([chunk.length for chunk in chunks], np.int64),
-            np.full(n, -1),
-            np.array([len(chunk.data) for chunk in chunks], np.int64),
-            np.frombuffer(b"".join([chunk.data for chunk in chunks]), np.uint8),
+            np.array([chunk.position for chunk in chunks]),
+            np.array([chunk.length for chunk in chunks]),
+            np.full(len(chunks), -1),
+            np.array([len(each) for each in data]),
+            np.frombuffer(b"".join(data), np.uint8),
             ids=[chunk.id for chunk in chunks],
             deadline=deadline,
-            caller=np.array(callers, np.int64),
+            caller=np.array([chunk.caller for chunk in chunks]),
             outlet=BY_SEQUENCE,
         )
 
@@ -111,35 +142,44 @@ class Chunks:
 
     def send(self, reply: RowsReply) -> None:
         """Answers of rows."""
-        self._call(self._receive, reply.call.tolist(), reply)
+        self._answer(reply.call.tolist(), reply)
 
     def refuse(self, reply: RowsRefused) -> None:
         """One error for rows."""
-        self._call(self._fail, reply.call.tolist(), reply.error)
+        self._tell([(call, reply.error) for call in reply.call.tolist()])
 
     def asker(self, call: int, is_step: bool) -> _Asker:
         """Whom a single row's answer goes to."""
         return _Asker(self, call)
 
-    def _call(self, function: Callable[..., object], *given: Any) -> None:
-        assert self._loop is not None
-        self._loop.call_soon_threadsafe(function, *given)
-
-    def _receive(self, calls: list[int], reply: AnswerReply) -> None:
+    def _answer(self, calls: list[int], reply: AnswerReply) -> None:
         errors, end = dict(reply.errors), 0
         lengths = np.asarray(reply.lengths).tolist()
+        told: list[tuple[int, Outcome]] = []
         for i, (call, length) in enumerate(zip(calls, lengths, strict=True)):
             begin, end = end, end + length
-            self._tell(call, errors[i] if i in errors else reply.outputs[begin:end])
+            told.append((call, errors[i] if i in errors else reply.outputs[begin:end]))
+        self._tell(told)
 
-    def _fail(self, calls: list[int], error: CellarError) -> None:
-        for call in calls:
-            self._tell(call, error)
+    def _tell(self, told: list[tuple[int, Outcome]]) -> None:
+        """Each outcome to whom it is for; those for one event loop go there together."""
+        later: dict[asyncio.AbstractEventLoop, list[tuple[Callable[[Outcome], object], Outcome]]] = {}
+        for call, outcome in told:
+            asked = self._asked.pop(call, None)
+            if asked is None:  # who is told twice, by an engine that died, heeds the first
+                continue
+            receive, loop = asked
+            if loop is None:
+                receive(outcome)
+            else:
+                later.setdefault(loop, []).append((receive, outcome))
+        for loop, outcomes in later.items():
+            loop.call_soon_threadsafe(_receive_all, outcomes)
 
-    def _tell(self, call: int, outcome: Outcome) -> None:
-        receive = self._asked.pop(call, None)  # who is told twice, by an engine that died, heeds the first
-        if receive is not None:
-            receive(outcome)
+
+def _receive_all(outcomes: list[tuple[Callable[[Outcome], object], Outcome]]) -> None:
+    for receive, outcome in outcomes:
+        receive(outcome)
 
 
 class _Asker:
@@ -149,4 +189,4 @@ class _Asker:
         self._chunks, self._call = chunks, call
 
     def receive(self, reply: AnswerReply) -> None:
-        self._chunks._receive([self._call], reply)
+        self._chunks._answer([self._call], reply)

@@ -57,7 +57,8 @@ class Requests:
             elif given.sequence is None:
                 yield asked.respond([await self._predict(asked, deadline_s)])
             else:
-                yield await self.sequences.answer(asked, deadline_s, scope)
+                async for response in self.sequences.answers(asked, deadline_s, scope):
+                    yield response
 
     # -- whole sequences -----------------------------------------------------------------------------------------
 

@@ -14,7 +14,9 @@ from cellar_server.errors import CellarError
 from cellar_server.front.asking import CALLER
 from cellar_server.front.oip import schema, statistics
 from cellar_server.front.oip.answers import Answers, abort_in_words
+from cellar_server.front.oip.calls import MidstOfCalls
 from cellar_server.front.oip.inference import merged
+from cellar_server.front.oip.midst import Midst
 from cellar_server.front.oip.stream import InferStream
 from cellar_server.front.rations import number_of
 from cellar_server.front.registry import Registry
@@ -46,6 +48,8 @@ class OpenInference:
         self.registry = registry
         self.host = host
         self._answers = Answers(registry)
+        self._midst = Midst(self._answers, is_last=True)
+        registry.watchers.append(self._midst.forget)
 
     def add_to(self, server: Transport) -> None:
         """Registers every method of the service: ours, or a clear UNIMPLEMENTED."""
@@ -60,6 +64,10 @@ class OpenInference:
         name = schema.SERVICE.full_name
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(name, handlers),))
         server.add_registered_method_handlers(name, handlers)
+        if self.registry.traces is None:  # else each call has a span of its own
+            midst = Midst(self._answers, is_last=False)
+            self.registry.watchers.append(midst.forget)
+            server.offer(f"/{name}/ModelInfer", MidstOfCalls(self.registry, midst, server).take)
 
     # -- server and models ---------------------------------------------------------------------------------------
 
@@ -173,7 +181,7 @@ class OpenInference:
         except CellarError as error:
             await abort_in_words(context, error)
         with self.registry.streams.hold(stream):
-            await stream.run(self._answers, is_real=is_real)
+            await stream.run(self._answers, self._midst, is_real=is_real)
 
 
 async def _unsupported(request: Any, context: grpc.aio.ServicerContext) -> NoReturn:

@@ -3,8 +3,9 @@ by the engine and hold all traffic of a model."""
 
 from __future__ import annotations
 
+import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from cellar_server.engine import Engine
@@ -12,7 +13,7 @@ from cellar_server.engine import Engine
 
 @dataclass
 class Tally:
-    """Requests of one model version: how many, how long, how many rows."""
+    """Requests of one model version: how many, how long, how many rows. Any thread counts."""
 
     success: int = 0
     success_ns: int = 0
@@ -20,16 +21,19 @@ class Tally:
     fail_ns: int = 0
     rows: int = 0
     last_ms: int = 0
+    _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def succeed(self, begun_ns: int, rows: int) -> None:
-        self.success += 1
-        self.success_ns += time.perf_counter_ns() - begun_ns
-        self.rows += rows
-        self.last_ms = time.time_ns() // 1_000_000
+        with self._lock:
+            self.success += 1
+            self.success_ns += time.perf_counter_ns() - begun_ns
+            self.rows += rows
+            self.last_ms = time.time_ns() // 1_000_000
 
     def fail_one(self, begun_ns: int) -> None:
-        self.fail += 1
-        self.fail_ns += time.perf_counter_ns() - begun_ns
+        with self._lock:
+            self.fail += 1
+            self.fail_ns += time.perf_counter_ns() - begun_ns
 
 
 def describe(engine: Engine, tally: Tally, made: Any) -> None:

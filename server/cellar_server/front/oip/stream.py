@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
+from collections.abc import AsyncIterator
 from typing import Any, NoReturn
 
 import grpc
@@ -12,6 +14,8 @@ from cellar_server.errors import CellarError
 from cellar_server.front.asking import CALLER
 from cellar_server.front.oip import schema
 from cellar_server.front.oip.answers import Answers, abort_in_words, in_words
+from cellar_server.front.oip.midst import Midst
+from cellar_server.front.oip.wire import flag_final
 from cellar_server.front.rations import number_of
 from cellar_server.front.reading import check
 from cellar_server.front.registry import Registry
@@ -21,25 +25,22 @@ END = object()
 
 
 class InferStream:
-    """An OpenStream of this protocol. out: responses, their errors, and whether a request is answered with it, None at
-    the end; tasks: requests in flight that wait for more than their run.
+    """An OpenStream of this protocol. out: responses and their errors, no response where a request was answered, None
+    at the end; tasks: requests in flight that wait for more than their run.
     Of responses no more wait in `out` than the stream may have frames in flight: a reader that is slow holds up its own
     generations. CellarError UNAUTHENTICATED."""
 
     def __init__(self, context: grpc.aio.ServicerContext, registry: Registry) -> None:
-        self._context, self._callers = context, registry.callers
+        self._context: Any = context  # of a transport's own making
+        self._callers = registry.callers
         self.caller = registry.callers.of(context)
         self.out: asyncio.Queue[Any] = asyncio.Queue()
         self.tasks: set[asyncio.Task[None]] = set()
         self.num_waiting = 0  # responses in `out`
         self._most = registry.config.max_frames_in_flight
-        self._is_ending = False
+        self._is_ending = self._is_real = False
         self._has_room = asyncio.Event()
-        self._room = asyncio.Semaphore(self._most)  # for requests
-        # answers are written without a wait for each, where the transport counts what is not written yet
-        self._is_read_ahead = hasattr(context, "read_ahead")
-        self._num_chunks = 0  # requests under way that are no task
-        self._last_chunk: asyncio.Future[None] | None = None  # somebody waits for the last of them
+        self._midst: _MidstOfStream | None = None  # takes what needs no task
 
     async def put(self, response: Any, error: CellarError | None = None) -> None:
         """Puts a response into `out` when there is room."""
@@ -47,7 +48,7 @@ class InferStream:
             self._has_room.clear()
             await self._has_room.wait()
         self.num_waiting += 1
-        self.out.put_nowait((response, error, False))
+        self.out.put_nowait((response, error))
 
     def take(self) -> None:
         """A response was taken out."""
@@ -60,7 +61,9 @@ class InferStream:
         self._has_room.set()
 
     def end(self, error: CellarError) -> None:
-        self.out.put_nowait((END, error, False))
+        if self._midst is not None:
+            self._midst.end()
+        self.out.put_nowait((END, error))
 
     def check(self) -> None:
         scope = self.caller.scope
@@ -68,31 +71,29 @@ class InferStream:
         if self.caller.scope != scope:
             raise CellarError(Reason.UNAUTHENTICATED, "the stream's credentials are another caller's now")
 
-    async def run(self, answers: Answers, *, is_real: bool) -> None:
-        """Answers requests until their end. is_real: an error ends the call, and is no message on it."""
+    async def run(self, answers: Answers, midst: Midst, *, is_real: bool) -> None:
+        """Answers requests until their end. is_real: an error ends the call, and is no message on it; midst: what takes
+        requests first."""
         out, context = self.out, self._context
-        CALLER.set(number_of(self.caller.scope, context))
-        if self._is_read_ahead:
-            context.read_ahead(self._most)  # type: ignore[attr-defined]
+        self._is_real, turn = is_real, number_of(self.caller.scope, context)
+        CALLER.set(turn)
+        if not is_real:
+            self._midst = _MidstOfStream(self, midst, context, turn)
+        # messages are read while fewer of them than the limit are not answered
+        context.read_ahead(self._most, self._midst.take if self._midst is not None else None)
         reader = asyncio.ensure_future(self._read(answers))
         try:
             while (item := await out.get()) is not None:
-                response, error, is_last = item
+                response, error = item
                 if response is END:
                     await self._end(error)
                 if error is not None and is_real:
                     await abort_in_words(context, error)
                 if response is None:
-                    self._settle()
+                    context.settle(1)
                     continue
                 self.take()
-                if is_last and self._is_read_ahead:
-                    self._room.release()
-                    context.answer(response)  # type: ignore[attr-defined]
-                    continue
                 await context.write(response)
-                if is_last:
-                    self._settle()
         finally:
             reader.cancel()
             await asyncio.gather(reader, return_exceptions=True)
@@ -101,102 +102,86 @@ class InferStream:
         """Writes what is still made, and ends the call with an error."""
         self.end_waiting()
         await asyncio.gather(*self.tasks, return_exceptions=True)
-        await self._chunks_answered()
+        if self._midst is not None:
+            await self._midst.ended()
         while not self.out.empty() and (item := self.out.get_nowait()) is not None:
             if item[0] is not None:
                 await self._context.write(item[0])
         await abort_in_words(self._context, error)
 
-    def _settle(self) -> None:
-        """A request is answered: its place is free."""
-        self._room.release()
-        if self._is_read_ahead:
-            self._context.settle(1)  # type: ignore[attr-defined]
-
     async def _read(self, answers: Answers) -> None:
-        """Starts each request as it comes, while there is room; None in `out` when all are answered."""
+        """Starts each request as it comes; None in `out` when all are answered."""
         out, tasks, read = self.out, self.tasks, self._context.read
         try:
             while (request := await read()) is not grpc.aio.EOF:
-                await self._room.acquire()
-                if request is not None and self._begin(request, answers):
-                    continue
                 task = asyncio.ensure_future(self._answer(request, answers))
                 tasks.add(task)
                 task.add_done_callback(tasks.discard)
                 del request  # a quiet stream would hold its last message
+                await asyncio.sleep(0)  # it takes its turn before the next request is looked at
             if tasks:
                 await asyncio.gather(*tasks)
-            await self._chunks_answered()
         finally:
             for task in tasks:
                 task.cancel()
             out.put_nowait(None)
 
-    def _begin(self, request: Any, answers: Answers) -> bool:
-        """Begins with a request that needs no task; False for any other."""
-
-        def receive(answer: Any) -> None:
-            self._num_chunks -= 1
-            if self._last_chunk is not None and not self._num_chunks:
-                self._last_chunk.set_result(None)
-                self._last_chunk = None
-            error = answer if isinstance(answer, CellarError) else None
-            message = _message(answer) if error is None else _failure(request, error)
-            # there is one for each request that has a place, so this bounds them
-            self.num_waiting += 1
-            self.out.put_nowait((message, error, True))
-
-        if not answers.begin(request, self.caller, receive):
-            return False
-        self._num_chunks += 1
-        return True
-
-    async def _chunks_answered(self) -> None:
-        if self._num_chunks:
-            self._last_chunk = self._last_chunk or asyncio.get_running_loop().create_future()
-            await asyncio.shield(self._last_chunk)
-
     async def _answer(self, request: Any, answers: Answers) -> None:
-        """Puts the answers of one request into the stream's `out`, then that its place is free."""
-        caller = self.caller
+        """Answers one request."""
+        caller, is_put = self.caller, False  # what is written is settled so
         try:
             check(request)
             engine, given = answers.read(request, caller)
-            wants_empty_final, is_decoupled = given.wants_empty_final, answers.requests.signature(engine).is_decoupled
-            held = None
-            async for response in answers.of(request, engine, given, 0.0, caller.scope):
-                if not is_decoupled:
-                    held = response
-                    continue
-                if wants_empty_final:
-                    if response.outputs:
-                        _flag_final(response, False)
-                        await self.put(schema.ModelStreamInferResponse(infer_response=response))
-                    held = response if "finish_reason" in response.parameters else None
-                    if held is not None:
-                        del held.outputs[:], held.raw_output_contents[:]
-                    continue
-                # the flag stands on the last response that is not empty: known once the next one is there
-                if held is not None and response.outputs:
-                    _flag_final(held, False)
-                    await self.put(schema.ModelStreamInferResponse(infer_response=held))
-                if held is not None and not response.outputs:
-                    for key, param in response.parameters.items():
-                        held.parameters[key].CopyFrom(param)
-                else:
-                    held = response
-            if held is not None:
-                await self.put(_message(held))
+            responses = answers.of(request, engine, given, 0.0, caller.scope)
+            if answers.requests.signature(engine).is_decoupled:
+                is_put = True
+                await self._generate(responses, wants_empty_final=given.wants_empty_final)
+            else:
+                async for response in responses:  # it has its turn until this is written
+                    self._write(_message(response))
         except CellarError as error:
-            await self.put(_failure(request, error), error)
+            if is_put or self._is_real:
+                is_put = True
+                await self.put(_failure(request, error), error)
+            else:
+                self._write(_failure(request, error))
         finally:
-            self.out.put_nowait((None, None, True))
+            if is_put:
+                self.out.put_nowait((None, None))
+
+    def _write(self, message: Any) -> None:
+        """Sends the only response to a request."""
+        self._context.settle(1, -1)
+        self._context.answer(message.SerializeToString())
+
+    async def _generate(self, responses: AsyncIterator[Any], *, wants_empty_final: bool) -> None:
+        """Puts the responses of a generation into `out`. CellarError."""
+        held = None
+        async for response in responses:
+            if wants_empty_final:
+                if response.outputs:
+                    flag_final(response, False)
+                    await self.put(schema.ModelStreamInferResponse(infer_response=response))
+                held = response if "finish_reason" in response.parameters else None
+                if held is not None:
+                    del held.outputs[:], held.raw_output_contents[:]
+                continue
+            # the flag stands on the last response that is not empty: known once the next one is there
+            if held is not None and response.outputs:
+                flag_final(held, False)
+                await self.put(schema.ModelStreamInferResponse(infer_response=held))
+            if held is not None and not response.outputs:
+                for key, param in response.parameters.items():
+                    held.parameters[key].CopyFrom(param)
+            else:
+                held = response
+        if held is not None:
+            await self.put(_message(held))
 
 
 def _message(response: Any) -> Any:
     """The last response to a request."""
-    _flag_final(response, True)
+    flag_final(response, True)
     return schema.ModelStreamInferResponse(infer_response=response)
 
 
@@ -206,9 +191,52 @@ def _failure(request: Any, error: CellarError) -> Any:
     if request is not None:
         response.model_name, response.id = request.model_name, request.id
     response.parameters["reason"].string_param = Reason.Name(error.reason)
-    _flag_final(response, True)
+    flag_final(response, True)
     return schema.ModelStreamInferResponse(error_message=in_words(error), infer_response=response)
 
 
-def _flag_final(response: Any, is_final: bool) -> None:
-    response.parameters["triton_final_response"].bool_param = is_final
+class _MidstOfStream:
+    """The requests of a stream that need no task. `take` is for the thread that reads it, `answer` and `fail` for any,
+    the rest for the event loop."""
+
+    def __init__(self, stream: InferStream, midst: Midst, context: Any, turn: int) -> None:
+        self._stream, self._midst, self._context, self._turn = stream, midst, context, turn
+        self._loop = asyncio.get_running_loop()
+        self._outcomes_on = None if context.is_threaded else self._loop
+        self._taken: deque[None] = deque()  # one for each that is not answered: any thread may count so
+        self._is_ending = False
+        self._ended: asyncio.Future[None] | None = None
+
+    def take(self, message: bytes) -> bool:
+        """See Midst.take."""
+        self._taken.append(None)  # before it is seen whether the stream ends
+        stream = self._stream
+        if not self._is_ending and self._midst.take(message, stream.caller, self._turn, 0.0, self, self._outcomes_on):
+            return True
+        self._taken.pop()
+        return False
+
+    def answer(self, response: bytes) -> None:
+        self._context.answer(response)
+        self._taken.pop()
+        if self._is_ending:
+            self._loop.call_soon_threadsafe(self._tell)
+
+    def fail(self, model: str, id: bytes, error: CellarError) -> None:
+        request = schema.ModelInferRequest.FromString(id)
+        request.model_name = model
+        self.answer(_failure(request, error).SerializeToString())
+
+    def end(self) -> None:
+        """Takes nothing any more."""
+        self._is_ending = True
+
+    def _tell(self) -> None:
+        if self._ended is not None and not self._ended.done() and not self._taken:
+            self._ended.set_result(None)
+
+    async def ended(self) -> None:
+        """Until all that was taken is answered."""
+        self._ended = self._loop.create_future()
+        self._tell()
+        await self._ended

@@ -3,31 +3,35 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections import deque
 
 
 class Turns:
-    """One request at a time for each key, in the order in which they came."""
+    """One request at a time for each key, in the order in which they came. Any thread may begin or leave; who waits
+    does so on its event loop."""
 
     def __init__(self) -> None:
+        self._lock = threading.Lock()
         self._waiting: dict[str, deque[asyncio.Future[None]]] = {}  # by key that somebody has the turn of
 
-    def is_free(self, key: str) -> bool:
-        """Nobody has it, so `take` returns at once."""
-        return key not in self._waiting
-
-    def begin(self, key: str) -> None:
-        """Takes a turn that is free."""
-        self._waiting[key] = deque()
+    def begin(self, key: str) -> bool:
+        """Takes a turn that nobody has; False where somebody does."""
+        with self._lock:
+            if key in self._waiting:
+                return False
+            self._waiting[key] = deque()
+            return True
 
     async def take(self, key: str) -> None:
         """Takes the turn when it comes; `leave` gives it up."""
-        waiting = self._waiting.get(key)
-        if waiting is None:
-            self.begin(key)
-            return
-        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        waiting.append(turn)
+        with self._lock:
+            waiting = self._waiting.get(key)
+            if waiting is None:
+                self._waiting[key] = deque()
+                return
+            turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            waiting.append(turn)
         try:
             await turn
         except asyncio.CancelledError:
@@ -37,10 +41,16 @@ class Turns:
 
     def leave(self, key: str) -> None:
         """The next one has the turn."""
-        waiting = self._waiting[key]
-        while waiting:
-            turn = waiting.popleft()
-            if not turn.done():
-                turn.set_result(None)
+        with self._lock:
+            waiting = self._waiting[key]
+            if not waiting:
+                del self._waiting[key]
                 return
-        del self._waiting[key]
+            turn = waiting.popleft()
+        turn.get_loop().call_soon_threadsafe(self._give, key, turn)
+
+    def _give(self, key: str, turn: asyncio.Future[None]) -> None:
+        if turn.done():  # who waited for it has gone
+            self.leave(key)
+        else:
+            turn.set_result(None)
