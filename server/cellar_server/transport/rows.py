@@ -7,6 +7,7 @@ import time
 from array import array
 from collections import deque
 from collections.abc import Callable, Sequence
+from math import prod
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -224,9 +225,8 @@ def _answers(
 ) -> list[tuple[int, Any, int]]:
     """The message to each call, one row of each."""
     _, frame_ids, handles, starts, positions, lengths, *durable = columns
-    shape = outputs.shape[1:]
-    size = 4 * int(np.prod(shape))
-    tensors = wire.Tensors(shape, size)
+    axes = outputs.shape[1:]
+    size = 4 * prod(axes)
     raw, names = outputs.tobytes(), handles.tobytes()
     given = [frame_ids.tolist(), starts.tolist(), positions.tolist(), lengths.tolist()]
     stored = durable[0].tolist() if durable else []
@@ -237,11 +237,11 @@ def _answers(
         values = raw[at:end]
         if style == STREAM:
             handle, behind = names[8 * i : 8 * i + 8], b"\x42" + wire.packed(stored[i]) if stored else b""
-            message = wire.answer(frame_id, handle, start, position, tensors.answer(length), values, behind)
+            message = wire.answer(frame_id, handle, start, position, wire.outputs(length, axes), values, behind)
         elif style == STEP:
-            message = wire.step(position, stored[i] if stored else 0, tensors.head(length), values)
+            message = wire.step(position, stored[i] if stored else 0, wire.tensor(length, axes), values)
         else:
-            message = wire.prediction(position, length, tensors.head(length), values)
+            message = wire.prediction(position, length, wire.tensor(length, axes), values)
         made.append((call, message, 1))
         at = end
     return made

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from functools import lru_cache
+from math import prod
 from typing import Any, NamedTuple
 
 from cellar_proto.v1.inference_pb2 import PredictRequest, StepRequest, StreamRequest
@@ -18,6 +20,8 @@ ABSENT = -1
 _MOST_KNOWN = 1024
 # Different bytes behind the same, and how many bytes that may be: what a caller sends is kept.
 _MOST_ENDS, _MOST_BEHIND = 64, 32
+# Sizes of answers that are known again.
+_MOST_TENSORS = 1024
 _VARINT = rb"[\x80-\xff]{0,9}[\x00-\x7f]"
 
 
@@ -66,6 +70,8 @@ def varint(value: int) -> bytes:
     """In base 128, the lowest bits first."""
     if value < len(_VARINTS):
         return _VARINTS[value]
+    if value < 1 << 28:  # positions and frames of a stream that is open for hours
+        return (value & 0x7F | (value & 0x3F80) << 1 | 0x8080).to_bytes(2, "little") + _VARINTS[value >> 14]
     made = bytearray()
     while value >= 0x80:
         made.append(value & 0x7F | 0x80)
@@ -86,6 +92,10 @@ def _number(raw: bytes) -> int:
     known = _NUMBERS.get(raw)
     if known is not None:
         return known
+    high = _NUMBERS.get(raw[2:])
+    if high:
+        low = raw[0] & 0x7F | (raw[1] & 0x7F) << 7
+        return low | high << 14
     value = 0
     for i, byte in enumerate(raw):
         value |= (byte & 0x7F) << 7 * i
@@ -241,28 +251,20 @@ def _take_values(inputs: Any) -> int:
     return int(shape[0])
 
 
-class Tensors:
-    """The fields of answers that say what their values are. axes: of an emission."""
+@lru_cache(_MOST_TENSORS)
+def tensor(emissions: int, axes: tuple[int, ...]) -> bytes:
+    """Of a Tensor float32 [emissions, *axes]: its size, and its fields as far as the values."""
+    num_bytes = 4 * emissions * prod(axes)
+    shape = varint(emissions) + b"".join(map(varint, axes))
+    head = b"\x08\x01\x12" + varint(len(shape)) + shape
+    head += b"\x1a" + varint(num_bytes) if num_bytes else b""
+    return varint(len(head) + num_bytes) + head
 
-    def __init__(self, axes: tuple[int, ...], emission_bytes: int) -> None:
-        self._axes = b"".join(map(varint, axes))
-        self._emission_bytes = emission_bytes
-        self._known: dict[int, bytes] = {}
 
-    def answer(self, emissions: int) -> bytes:
-        """Of an Answer with so many: its lengths and outputs, as far as the values."""
-        made = self._known.get(emissions)
-        if made is None:
-            made = self._known[emissions] = b"\x2a" + packed(emissions) + b"\x32" + self.head(emissions)
-        return made
-
-    def head(self, emissions: int) -> bytes:
-        """Of a Tensor of so many: its size, and its fields as far as the values."""
-        num_bytes = emissions * self._emission_bytes
-        shape = varint(emissions) + self._axes
-        head = b"\x08\x01\x12" + varint(len(shape)) + shape  # FLOAT32
-        head += b"\x1a" + varint(num_bytes) if num_bytes else b""
-        return varint(len(head) + num_bytes) + head
+@lru_cache(_MOST_TENSORS)
+def outputs(emissions: int, axes: tuple[int, ...]) -> bytes:
+    """Of an Answer with such a tensor: its lengths and outputs, as far as the values."""
+    return b"\x2a" + packed(emissions) + b"\x32" + tensor(emissions, axes)
 
 
 def packed(value: int) -> bytes:
@@ -273,21 +275,19 @@ def packed(value: int) -> bytes:
     return varint(len(made)) + made
 
 
-def answer(
-    frame_id: int, handle: bytes, start: int, position: int, tensor: bytes, values: bytes, behind: bytes
-) -> bytes:
-    """A StreamResponse with an Answer of one row. tensor: see Tensors; behind: further fields."""
+def answer(frame_id: int, handle: bytes, start: int, position: int, head: bytes, values: bytes, behind: bytes) -> bytes:
+    """A StreamResponse with an Answer of one row. head: see `outputs`; behind: further fields."""
     columns = b"\x0a", packed(frame_id), b"\x12\x08", handle, b"\x1a", packed(start), b"\x22", packed(position)
-    body = b"".join((*columns, tensor, values, behind))
+    body = b"".join((*columns, head, values, behind))
     return b"\x12" + varint(len(body)) + body
 
 
-def step(position: int, durable: int, tensor: bytes, values: bytes) -> bytes:
-    """A StepResponse. tensor: its head."""
+def step(position: int, durable: int, head: bytes, values: bytes) -> bytes:
+    """A StepResponse. head: see `tensor`."""
     behind = b"\x10" + varint(durable) if durable else b""
-    return (b"\x08" + varint(position) if position else b"") + behind + b"\x1a" + tensor + values
+    return (b"\x08" + varint(position) if position else b"") + behind + b"\x1a" + head + values
 
 
-def prediction(version: int, emissions: int, tensor: bytes, values: bytes) -> bytes:
-    """A PredictResponse of one sequence. tensor: its head."""
-    return b"\x08" + varint(version) + b"\x12" + packed(emissions) + b"\x1a" + tensor + values
+def prediction(version: int, emissions: int, head: bytes, values: bytes) -> bytes:
+    """A PredictResponse of one sequence. head: see `tensor`."""
+    return b"\x08" + varint(version) + b"\x12" + packed(emissions) + b"\x1a" + head + values
