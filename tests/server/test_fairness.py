@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from cellar_server.scheduler.fairness import PATIENCE_S
+from cellar_server.scheduler.fairness import PATIENCE_S, Turns
 from cellar_server.scheduler.policy import Cost
 from cellar_server.scheduler.scheduler import Scheduler
 from cellar_server.scheduler.work import Work
@@ -121,6 +121,42 @@ def test_every_row_runs_within_a_bounded_number_of_runs(arrivals: list[list[tupl
             assert turn <= bounds.pop(row, turn)
     assert not queue.scheduler.has_ready
     assert not bounds
+
+
+@given(
+    st.lists(st.lists(st.tuples(st.integers(0, 30), st.integers(1, 3), st.booleans()), max_size=12), max_size=30),
+    st.integers(1, 6),
+)
+def test_the_order_is_by_rank_and_patience_whatever_rows_callers_had_before(
+    arrivals: list[list[tuple[int, int, bool]]], max_rows: int
+) -> None:
+    work = Work(1200, 1)
+    turns = Turns(work)
+    served: dict[int, int] = {}
+    ready = np.zeros(0, np.int64)
+    bulk: set[int] = set()
+    for turn, adds in enumerate([*arrivals, *[[]] * 40], 1):
+        for caller, count, is_bulk in adds:
+            rows = work.take(count)
+            work.caller[rows] = caller
+            bulk = bulk - set(rows.tolist()) | (set(rows.tolist()) if is_bulk else set())
+            ready = np.concatenate([ready, rows])
+        if not len(ready):
+            break
+        behind = np.isin(ready, list(bulk))
+        caller = work.caller[ready].tolist()
+        keys = []
+        for i, row in enumerate(ready.tolist()):
+            rank = sum(caller[k] == caller[i] and behind[k] == behind[i] for k in range(i))
+            keys.append((bool(behind[i]), rank, -min(int(work.waited[row]), turn - served.get(caller[i], 0)), i))
+        ordered = turns.order(ready, behind if behind.any() else None)
+        assert ordered.tolist() == [int(ready[key[-1]]) for key in sorted(keys)]
+        assert turns.num_callers == len(set(caller))
+        taken, ready = ordered[:max_rows], ordered[max_rows:]
+        turns.serve(taken)
+        served |= dict.fromkeys(work.caller[taken].tolist(), turn)
+        work.waited[ready] += 1
+        work.give_back(taken)  # another caller's row may be the next one there
 
 
 def test_what_began_ends_before_what_is_due_later_begins() -> None:

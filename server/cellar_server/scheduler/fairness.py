@@ -43,19 +43,23 @@ class Turns:
         # callers that had rows ready lately, ascending, and the turn in which each was last served
         self._callers = np.zeros(0, np.int64)
         self._served = np.zeros(0, np.int64)
-
-    @property
-    def num_callers(self) -> int:
-        """Of those whose rows were ordered last."""
-        return len(self._callers)
+        # where the caller of each row of work stood among them when the row was ordered last
+        self._place = np.zeros(work.capacity, np.int32)
+        self.num_callers = 0  # of those whose rows were ordered last
 
     def order(self, ready: np.ndarray, behind: np.ndarray | None = None) -> np.ndarray:
         """Ready rows [n] in order of turn; behind: rows that go behind all others, a mask [n] (bulk)."""
         n = len(ready)
         self._turn += 1
-        place = self._places(self._work.caller[ready])
-        if len(self._callers) == 1 and behind is None:
+        place = self._places(ready)
+        self.num_callers = int(np.count_nonzero(np.bincount(place)))
+        if self.num_callers == 1 and behind is None:
             return ready
+        # runs without service: since it became ready, or since its caller was served
+        patience = np.minimum(self._work.waited[ready], self._turn - self._served[place])
+        order = _sorted(patience.max() - patience)
+        if self.num_callers == n and behind is None:
+            return ready[order]
         queue = place if behind is None else place + len(self._callers) * behind
         # the rank of a row among its caller's: rows sorted by queue, each queue's first one numbered 0
         by_queue = _sorted(queue)
@@ -63,9 +67,6 @@ class Turns:
         first = np.flatnonzero(np.r_[True, sorted_queue[1:] != sorted_queue[:-1]])
         rank = np.empty(n, np.int64)
         rank[by_queue] = np.arange(n) - np.repeat(first, np.diff(np.r_[first, n]))
-        # runs without service: since it became ready, or since its caller was served
-        patience = np.minimum(self._work.waited[ready], self._turn - self._served[place])
-        order = _sorted(patience.max() - patience)
         order = order[_sorted(rank[order])]
         if behind is not None:
             order = order[_sorted(behind[order])]
@@ -73,13 +74,18 @@ class Turns:
 
     def serve(self, rows: np.ndarray) -> None:
         """The run takes these rows [m] of what was ordered last."""
-        self._served[np.searchsorted(self._callers, self._work.caller[rows])] = self._turn
+        self._served[self._place[rows]] = self._turn
 
-    def _places(self, caller: np.ndarray) -> np.ndarray:
-        """Where each row's caller [n] stands among those that have rows left; others are forgotten."""
-        if len(self._callers) and len(self._callers) <= len(caller):
-            place = np.minimum(np.searchsorted(self._callers, caller), len(self._callers) - 1)
-            if (self._callers[place] == caller).all():
+    def _places(self, rows: np.ndarray) -> np.ndarray:
+        """Where the callers of rows [n] stand among those known. They are looked for where a row was not ordered before,
+        and known anew where one is not found, or most have no row left."""
+        caller, callers = self._work.caller[rows], self._callers
+        if 0 < len(callers) <= 2 * len(rows):
+            place = np.minimum(self._place[rows], len(callers) - 1)
+            fresh = np.flatnonzero(callers[place] != caller)
+            place[fresh] = np.minimum(np.searchsorted(callers, caller[fresh]), len(callers) - 1)
+            if (callers[place[fresh]] == caller[fresh]).all():
+                self._place[rows] = place
                 return place
         callers, place = np.unique(caller, return_inverse=True)
         served = np.zeros(len(callers), np.int64)
@@ -87,6 +93,7 @@ class Turns:
             at = np.minimum(np.searchsorted(self._callers, callers), len(self._callers) - 1)
             served = np.where(self._callers[at] == callers, self._served[at], 0)
         self._callers, self._served = callers, served
+        self._place[rows] = place
         return place
 
 
