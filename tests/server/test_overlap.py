@@ -5,6 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -98,6 +99,60 @@ def test_a_run_begins_before_the_replies_of_the_one_before_are_made(are_together
     desk.engine.stop(1)
 
 
+@dataclass(frozen=True)
+class Heard(Cost):
+    """Tells when the engine makes a run, on the engine's thread."""
+
+    told: list[str] = field(default_factory=list)
+
+    def of_ragged(self, steps: np.ndarray) -> float:
+        self.told.append("run")
+        return super().of_ragged(steps)
+
+
+class Listening(Lane):
+    """Tells when the engine takes rows."""
+
+    def __init__(self, told: list[str]) -> None:
+        super().__init__()
+        self.told, self.are_taken = told, threading.Event()
+
+    def take(self) -> list[Rows]:
+        taken = super().take()
+        self.told += [f"{len(each.call)} rows" for each in taken]
+        if taken and len(self.told) > 1:
+            self.are_taken.set()
+        return taken
+
+
+@pytest.mark.parametrize("are_many", [False, True], ids=["few callers", "many callers"])
+def test_rows_that_cannot_be_in_the_next_run_are_taken_beside_it(are_many: bool) -> None:
+    cost = Heard(1e-9, 1e-9, 2e-3)
+    runtime, lane = Hooked(), Listening(cost.told)
+    desk = Told(runtime, cost, lane)
+    handles = desk.open(47)
+    first, later = rows(handles[:40], 0, 1), rows(handles[40:], 0, 1)
+    first.caller = np.arange(40) if are_many else np.zeros(40, np.int64)
+    later.caller = np.arange(40, 47)
+
+    def before_run(number: int) -> None:
+        if number == 0:
+            lane.put(later)
+        elif number == 1:
+            assert lane.are_taken.wait(10)
+
+    runtime.before = before_run
+    lane.put(first)
+    desk.wait(lambda replies: sum(len(reply.handles) for reply in replies) == 47)
+    desk.engine.stop(1)
+    assert cost.told[:4] == ["40 rows", "run", *(["run", "7 rows"] if are_many else ["7 rows", "run"])]
+    answered = [int(handle) for reply in desk.replies for handle in reply.handles]
+    assert sorted(answered) == sorted(handles)
+    assert all((reply.outputs == 1).all() for reply in desk.replies)
+    # a newcomer goes before the rest of one caller who has much under way, and behind many callers who wait
+    assert set(answered[-7:]) == set(handles[40:]) if are_many else set(answered[-7:]) < set(handles[:40])
+
+
 def test_a_fault_beside_a_run_answers_its_rows_and_shows() -> None:
     runtime, lane = Hooked(), Lane()
     desk = Told(runtime, LONG, lane)
@@ -154,13 +209,14 @@ def test_whoever_asks_or_stops_between_two_long_runs_is_served() -> None:
 
 @settings(max_examples=60)
 @given(
-    st.lists(st.lists(st.integers(1, 9), min_size=1, max_size=6), min_size=1, max_size=12),
+    st.lists(st.lists(st.integers(1, 9), min_size=1, max_size=6), min_size=1, max_size=20),
     st.frozensets(st.integers(0, 30), max_size=5),
     st.frozensets(st.integers(0, 40), max_size=6),
     st.sampled_from([LONG, PER_ROW, Cost(1e-9, 1e-9, 4e-4), Cost(1e-9, 2e-4, 1e-9)]),
+    st.booleans(),
 )
 def test_whatever_follows_whatever_every_chunk_is_taken_in_once_and_in_order(
-    chunks: list[list[int]], fail_on: frozenset[int], again: frozenset[int], cost: Cost
+    chunks: list[list[int]], fail_on: frozenset[int], again: frozenset[int], cost: Cost, are_many: bool
 ) -> None:
     """Sessions that send the next chunk when one is answered, a failed one again, and some answered ones again."""
     runtime, lane = Hooked(fail_on), Lane()
@@ -173,7 +229,9 @@ def test_whatever_follows_whatever_every_chunk_is_taken_in_once_and_in_order(
     sent_again = [0]
 
     def send(i: int, k: int) -> None:
-        lane.put(rows([handles[i]], sum(chunks[i][:k]), chunks[i][k]))
+        made = rows([handles[i]], sum(chunks[i][:k]), chunks[i][k])
+        made.caller = np.array([i]) if are_many else None
+        lane.put(made)
 
     def before_reply(reply: Any) -> None:
         if isinstance(reply, RowsRefused):

@@ -92,6 +92,8 @@ class Engine(Figures):
         self._taken: list[Request] = []  # out of the inbox, and not all taken in yet
         # the last run was a long one on the short way: its replies may wait until the next has begun
         self._is_behind = False
+        # the rows of the lane are taken beside the next run, which others fill
+        self._leaves_rows = False
         self._thread = threading.Thread(target=self._main, name=f"engine-{self.name}", daemon=True)
         self._stop_at: float | None = None
         self._stall_s = config.stall_s
@@ -287,13 +289,17 @@ class Engine(Figures):
     def _take(self) -> list[Request]:
         """The rows of the lane, and behind them what was in the inbox before they were taken; without work it waits for
         either, a limit or the end of draining. While a run is under way it waits for its outcome, or for a large frame
-        that nothing came before: to admit that takes long.
+        that nothing came before: to admit that takes long. Where those that are ready fill the next run whoever comes,
+        rows are taken when it is under way.
 
         Rows go first: on their stream nothing unanswered can stand before them, but a frame in the inbox may behind.
         """
         inbox = self._inbox
         requests: list[Request] = []
         if self._run is not None:
+            leaves_rows, self._leaves_rows = self._leaves_rows, False
+            if leaves_rows and self._sessions.has_ready and (rows := inbox.lane.take()):
+                return [*rows]
             while self._outcome is None:
                 has_waited, before = inbox.wait(None), len(requests)
                 if self._drain(requests, is_waiting=True):
@@ -304,6 +310,9 @@ class Engine(Figures):
                     requests[:0] = rows
                 self._count_wait(has_waited, is_vain=self._outcome is None and len(requests) == before)
             self._drain(requests)
+            self._leaves_rows = not requests and self._sessions.is_deep
+            if self._leaves_rows:
+                return requests
         else:
             sessions = self._sessions
             # that can wait as long as there is something else to do

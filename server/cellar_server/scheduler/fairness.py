@@ -77,8 +77,8 @@ class Turns:
         self._served[self._place[rows]] = self._turn
 
     def _places(self, rows: np.ndarray) -> np.ndarray:
-        """Where the callers of rows [n] stand among those known. They are looked for where a row was not ordered before,
-        and known anew where one is not found, or most have no row left."""
+        """Where the callers of rows [n] stand among those known. Those are looked for whose row was not ordered before;
+        all are listed anew where one is not found, or most have no row left."""
         caller, callers = self._work.caller[rows], self._callers
         if 0 < len(callers) <= 2 * len(rows):
             place = np.minimum(self._place[rows], len(callers) - 1)

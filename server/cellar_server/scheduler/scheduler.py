@@ -47,6 +47,7 @@ class Scheduler:
         self._ready = np.zeros(0, np.int64)
         self._turns = Turns(work)
         self._caution = 0
+        self.is_deep = False  # callers that waited through the last run fill another one like it: others go behind them
 
     @property
     def has_ready(self) -> bool:
@@ -124,6 +125,7 @@ class Scheduler:
             remaining = self.left(ready)
         places, steps = choose(remaining, self.cost, max_rows=max_rows, budget_s=budget_s, is_exact=self.is_exact)
         rows = ready[places]
+        self.is_deep = takes_turns and is_bulk is None and self._turns.num_callers >= 3 * len(rows)
         if is_bulk is None or not work.is_bulk[rows].all():
             self._caution = BULK_CAUTION
         work.waited[rows] = 0

@@ -114,6 +114,11 @@ class Sessions(Verbs):
         return self.core.scheduler.has_ready
 
     @property
+    def is_deep(self) -> bool:
+        """See Scheduler: what comes now is not in the next run."""
+        return self.core.scheduler.is_deep
+
+    @property
     def is_idle(self) -> bool:
         """Nothing waits or runs."""
         return self.core.work.num_used == 0 and not self.express.has_rest
@@ -139,7 +144,7 @@ class Sessions(Verbs):
 
     def admit(self, requests: list[Request]) -> None:
         """Takes requests in, in order; those of one kind that stand together go in together. While a run is under way
-        only frames may come."""
+        only frames may come, and rows where others are ready."""
         self.settle()
         if not all(type(request) in _SETTLES_ITSELF for request in requests):
             self.express.settle()
