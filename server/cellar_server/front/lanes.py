@@ -27,12 +27,13 @@ class EngineLane:
         self._lanes, self._engine, self._number = lanes, engine, engine.number + 1
         self._bell = lanes.new_bell()
         self.ring = self._bell.ring
-        self._is_lone = True  # the row that came last
+        self._is_lone = False  # the row that ended the last wait
         lanes.transport.set_bell(self._number, self._bell)
 
     def wait(self, timeout_s: float) -> None:
         # a caller that is alone sends again when it is answered; of many, some are there when a sleeper wakes
-        self._bell.wait(timeout_s, self._is_lone)
+        is_lone, self._is_lone = self._is_lone, False
+        self._bell.wait(timeout_s, is_lone)
 
     def take(self) -> list[Rows]:
         taken, chunks = self._lanes.take(self._number), self._lanes.registry.chunks.take(self._engine)

@@ -75,11 +75,10 @@ class Ends:
         self.durability.check_held()
         results: list[tuple[int, CellarError | None]] = []
         for handle in handles:
-            slots, valid = core.table.resolve(np.array([handle], np.uint64), stream)
-            if not valid[0]:
+            slot = core.table.slot_of(handle, stream)
+            if slot < 0:
                 results.append((0, core.table.why_void(handle)))
                 continue
-            slot = int(slots[0])
             if slot in self.durability.lost:
                 results.append((0, durabilities.lost(core.table.id_of(slot))))
                 continue
@@ -101,8 +100,10 @@ class Ends:
     ) -> None:
         """A session is over: what waits for it is answered with `error`, and so is its id from now on."""
         core = self.core
-        info = receipt[2].to_proto(core.model.manifest).SerializeToString() if receipt is not None else b""
-        self.durability.end(slot, error, receipt[1] if receipt is not None else b"", info)
+        told = b""
+        if receipt is not None and self.durability.is_on:
+            told = receipt[2].to_proto(core.model.manifest).SerializeToString()
+        self.durability.end(slot, error, receipt[1] if receipt is not None else b"", told)
         core.counts.end(error.reason)
         self._leave(slot, error, now, receipt)
 
