@@ -16,6 +16,7 @@ from cellar_server.config import Settings, read
 from cellar_server.log import set_up
 from cellar_server.runtime.base import StartupError
 from cellar_server.server import Server, check
+from cellar_server.threads import pool
 
 log = logging.getLogger("cellar_server")
 
@@ -29,6 +30,7 @@ async def serve(settings: Settings) -> None:
     server = Server(settings.config, settings)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
+    loop.set_default_executor(pool())
 
     def told() -> None:
         if not stop.is_set():

@@ -6,7 +6,8 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
-from typing import Any
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
 
 from cellar_proto.v1.manifest_pb2 import Mode
 from cellar_proto.v1.reason_pb2 import Reason
@@ -19,6 +20,8 @@ from cellar_server.log import about
 from cellar_server.runtime.base import StartupError
 from cellar_server.store.base import Store, StoreError
 
+T = TypeVar("T")
+
 log = logging.getLogger("cellar_server")
 
 # Seconds between two looks at whether a version's last session is closed.
@@ -30,16 +33,30 @@ def _about(key: tuple[str, int]) -> dict[str, Any]:
 
 
 class Loader:
-    """Loads and unloads versions of models, one change at a time. start: what starts an engine's thread."""
+    """Loads and unloads versions of models, one change at a time. start: what starts an engine's thread.
+
+    All of them are opened on one thread: the allocator keeps what it took for a model for the thread that opened it.
+    """
 
     def __init__(self, registry: Registry, start: Callable[[Engine], None]) -> None:
         self.registry = registry
         self.store: Store | None = None
         self._start = start
         self._change = asyncio.Lock()
+        self._thread = ThreadPoolExecutor(1, "loader")
 
-    def load_all(self) -> None:
+    async def _aside(self, function: Callable[..., T], *arguments: Any) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, function, *arguments)
+
+    def close(self) -> None:
+        """Nothing is loaded or unloaded any more."""
+        self._thread.shutdown(wait=False)
+
+    async def load_all(self) -> None:
         """Opens every model of the folder, before any engine starts. StartupError."""
+        await self._aside(self._open_all)
+
+    def _open_all(self) -> None:
         config = self.registry.config
         for entry in zoo.find(config.models):
             self._open(entry)
@@ -100,7 +117,7 @@ class Loader:
                 raise CellarError(Reason.MODEL_NOT_FOUND, f"the models folder has no {name!r}")
             for entry in entries:
                 if (name, entry.version) not in engines:
-                    engine = await asyncio.get_running_loop().run_in_executor(None, self._open, entry)
+                    engine = await self._aside(self._open, entry)
                     if engine is not None:
                         self._start(engine)
         versions = sorted(version for each, version in engines if each == name)
@@ -135,7 +152,7 @@ class Loader:
                 ended = 0
                 for key, engine in gone.items():
                     del registry.engines[key]
-                    await asyncio.get_running_loop().run_in_executor(None, engine.stop, registry.config.drain_s)
+                    await self._aside(engine.stop, registry.config.drain_s)
                     ended += engine.release(error)
                     registry.tell_watchers()
                     log.info("model %s/%d was unloaded", *key, extra=_about(key))

@@ -105,7 +105,7 @@ class Server:
         callers = self.registry.callers
         loop = asyncio.get_running_loop()
         self._store = self.loader.store = await loop.run_in_executor(None, self._open_store)
-        await loop.run_in_executor(None, self.loader.load_all)
+        await self.loader.load_all()
         server = open_transport(
             self.config.transport,
             max_message_bytes=self.config.max_message_bytes,
@@ -289,6 +289,7 @@ class Server:
             await loop.run_in_executor(None, self.registry.traces.close)
         if self.metrics is not None:
             await loop.run_in_executor(None, self.metrics.close)
+        self.loader.close()
         self.life = Life.STOPPED
         log.info("stopped")
 

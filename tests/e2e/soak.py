@@ -39,7 +39,6 @@ from tests.fakes.zoo import write_counter
 ACT = "inform(name='red door cafe';goodformeal='breakfast';area='cathedral hill';kidsallowed='no')"
 MAX_SESSIONS = 400
 _WATCHED = re.compile(r"watched tasks=(\d+) objects=(\d+) threads=(.+)")
-_STAYING = re.compile(r"(asyncio|uvloop)_\d+|run-(counter|describe)$")
 WARM_UP = 0.3  # part of the run that is not compared
 FLAGS = ["--max-sessions", str(MAX_SESSIONS), "--when-full", "spill", "--drain-s", "5"]
 IDLE_S, SHORT_IDLE_S = 20.0, 5.0  # of sessions, and of those that are left to expire: at rate 1
@@ -120,13 +119,12 @@ class Report:
         return faults
 
     def _threads_left(self) -> list[str]:
-        """Threads that should have ended. Those of the event loop's pool and of a served model's long runs start when
-        they are first needed, and stay."""
+        """Threads that should have ended: none starts later than the server."""
         if self.idle_before is None or self.idle_after is None:
             return []
         before, after = self.idle_before, self.idle_after
         left = Counter(after.names) - Counter(before.names)
-        named = sorted(name for name in left.elements() if not _STAYING.match(name))
+        named = sorted(left.elements())
         faults = [f"threads were left over: {', '.join(named)}"] if named else []
         if after.strangers > before.strangers + 2:
             faults.append(f"threads of libraries: {before.strangers} before the callers came, {after.strangers} after")

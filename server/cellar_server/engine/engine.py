@@ -145,6 +145,7 @@ class Engine(Figures):
         """Starts the thread. lane: rows are taken from there too."""
         self._deliver = deliver
         self._inbox.lane = lane or self._inbox.lane
+        self._runner.open()
         self._thread.start()
 
     def post(self, request: Request) -> None:
