@@ -13,6 +13,7 @@ from cellar_server.bell import Bell
 from cellar_server.transport.aio_call import AioCall, ask
 from cellar_server.transport.aio_stream import AioStream
 from cellar_server.transport.base import OPTIONS, SINGLE, UNARY
+from cellar_server.transport.gathering import Gathering
 from cellar_server.transport.rows import NEVER, End, RowTransport
 
 # Streams that may be read ahead.
@@ -42,6 +43,7 @@ class AioServer(grpc.aio.ServerInterceptor):
         self.transport = RowTransport(asyncio.get_running_loop())
         self._has_lanes = False
         self._styles: dict[str, int] = {}  # of methods whose only message becomes a row
+        self._gathering = Gathering(asyncio.get_running_loop())
         self._cancel: Callable[[list[int]], object] = lambda numbers: None
         self._offers: dict[str, Offer] = {}
         self._made: dict[str, tuple[Any, Any]] = {}
@@ -59,7 +61,8 @@ class AioServer(grpc.aio.ServerInterceptor):
     ) -> None:
         """See NativeServer."""
         self._styles, self._cancel = styles, cancel
-        self.add_lane(UNARY, take)
+        self._gathering.take = take
+        self.transport.set_bell(UNARY, self._gathering)
 
     def offer(self, method: str, take: Offer) -> None:
         """See Transport."""
@@ -95,12 +98,17 @@ class AioServer(grpc.aio.ServerInterceptor):
             assert offered is not None
             return offered(call.number, message, call.peer, 0.0 if deadline_s == NEVER else deadline_s)
 
+        gathering = self._gathering
         take = self.transport.post_call if offered is None else offer
 
         async def serve(message: bytes, context: grpc.aio.ServicerContext) -> bytes:
-            response = await ask(
-                self.transport, SINGLE if style is None else style, message, context, self._cancel, take
-            )
+            gathering.asking += offered is None
+            try:
+                response = await ask(
+                    self.transport, SINGLE if style is None else style, message, context, self._cancel, take
+                )
+            finally:
+                gathering.asking -= offered is None
             return serialize(await behave(parse(message), context)) if response is None else response
 
         return grpc.unary_unary_rpc_method_handler(serve)

@@ -15,7 +15,6 @@ from cellar_proto.v1.inference_pb2 import PredictResponse, RowError, StreamRespo
 from cellar_proto.v1.reason_pb2 import Error
 from cellar_proto.v1.tensor_pb2 import DataType
 
-from cellar_server.bell import Bell
 from cellar_server.transport import wire
 from cellar_server.transport.base import PREDICT, STEP, STREAM
 
@@ -44,6 +43,12 @@ class Source(Protocol):
     def settle(self, messages: int, rows: int = 0) -> None: ...
 
 
+class Rung(Protocol):
+    """What is told of a row that waits."""
+
+    def ring(self) -> None: ...
+
+
 class _Rows:
     """Rows whose messages differ in nothing but what the columns hold, see Rows in incoming.h."""
 
@@ -68,7 +73,7 @@ class _Lane:
     """What waits for an engine: rows as they came."""
 
     def __init__(self) -> None:
-        self.bell: Bell | None = None
+        self.bell: Rung | None = None
         self.take: Callable[[], object] = lambda: None
         self.rows: deque[tuple[Any, ...]] = deque()
         self.is_told = False  # that rows wait, where there is no bell
@@ -130,7 +135,7 @@ class RowTransport:
     def add_lane(self, number: int, take: Callable[[], object]) -> None:
         self._lane(number).take = take
 
-    def set_bell(self, number: int, bell: Bell | None) -> None:
+    def set_bell(self, number: int, bell: Rung | None) -> None:
         """What rings when rows wait; none: the lane's `take` is called."""
         self._lane(number).bell = bell
 
