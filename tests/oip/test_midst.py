@@ -231,6 +231,8 @@ def test_requests_that_are_sent_at_once_keep_the_order_of_their_sequence(servers
 class Asker:
     """Somebody in this process."""
 
+    turn, deadline_s, loop = 0, 0.0, None
+
     def __init__(self) -> None:
         self.answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
 
@@ -247,7 +249,7 @@ def test_what_is_taken_and_what_is_not(servers: list[Running]) -> None:
     midst, asker = Midst(Answers(servers[0].server.registry), is_last=False), Asker()
 
     def take(**more: Any) -> bool:
-        return midst.take(message(about | more), ANYBODY, 0, 0.0, asker)
+        return midst.take(message(about | more), ANYBODY, asker)
 
     assert not take()  # there is no such sequence
     by_calls(servers[0].address, [message(about | {"flags": {"sequence_start": True}})])

@@ -45,11 +45,8 @@ class Midst:
         self._kinds: dict[tuple[str, tuple[bytes, ...]], _Kind] = {}
         self._num_names = 0  # in their legs
 
-    def take(
-        self, message: bytes, caller: Caller, turn: int, deadline_s: float, asker: Asker, loop: Any = None
-    ) -> bool:
-        """Begins with a request; False, and nothing was done, where it is for the way that takes all. turn: who takes
-        turns with others; deadline_s: 0 for none; loop: where outcomes are; None: on an engine's thread."""
+    def take(self, message: bytes, caller: Caller, asker: Asker) -> bool:
+        """Begins with a request; False, and nothing was done, where it is for the way that takes all."""
         found = wire.find(message)
         if found is None:
             return False
@@ -60,7 +57,7 @@ class Midst:
         for leg in kind.legs:
             session = leg.sessions.get(found.sequence) or self._name(leg, found.sequence, caller.scope)
             if session is not None and (leg.opens or self._registry.directory.has(session)):
-                return self._begin(kind, leg, session, message, found, turn, deadline_s, asker, loop)
+                return self._begin(kind, leg, session, found, len(message), asker)
         return False
 
     def forget(self) -> None:
@@ -139,18 +136,8 @@ class Midst:
         made = leg.sessions[raw] = scope + parameters.session_id(leg.engine.name, leg.engine.version, sequence)
         return made
 
-    def _begin(
-        self,
-        kind: _Kind,
-        leg: Leg,
-        session: str,
-        message: bytes,
-        found: wire.Found,
-        turn: int,
-        deadline_s: float,
-        asker: Asker,
-        loop: Any,
-    ) -> bool:
+    def _begin(self, kind: _Kind, leg: Leg, session: str, found: wire.Found, num_bytes: int, asker: Asker) -> bool:
+        """The same of a request of `num_bytes` whose session is known."""
         begun_ns = time.perf_counter_ns()
         values, lead, position = found.values, leg.lead, -1
         if found.position:
@@ -168,11 +155,10 @@ class Midst:
         turns = self._sequences.turns
         if not turns.begin(session):
             return False
-        if leg.ration is not None and leg.ration.take(1, leg.length, len(message)) is not None:
+        if leg.ration is not None and leg.ration.take(1, leg.length, num_bytes) is not None:
             turns.leave(session)
             return False
-        if leg.timeout_ms:
-            deadline_s = earlier(deadline_s, leg.timeout_ms)
+        turn, deadline_s = asker.turn, earlier(asker.deadline_s, leg.timeout_ms)
         request = UnderWay(leg, kind.model, session, found, asker, turns, begun_ns)
         if leg.opens:
             to = ReplyTo(request.receive_first)
@@ -181,5 +167,5 @@ class Midst:
             return True
         ends = leg.closes and bool(lead)
         chunk = Chunk(session, values, leg.length, position, deadline_s, False, ends, turn)
-        self._sequences.chunks.post(leg.engine, chunk, request.receive, loop)
+        self._sequences.chunks.post(leg.engine, chunk, request.receive, asker.loop)
         return True

@@ -200,9 +200,10 @@ class _MidstOfStream:
     the rest for the event loop."""
 
     def __init__(self, stream: InferStream, midst: Midst, context: Any, turn: int) -> None:
-        self._stream, self._midst, self._context, self._turn = stream, midst, context, turn
+        self._stream, self._midst, self._context = stream, midst, context
         self._loop = asyncio.get_running_loop()
-        self._outcomes_on = None if context.is_threaded else self._loop
+        self.turn, self.deadline_s = turn, 0.0
+        self.loop = None if context.is_threaded else self._loop
         self._taken: deque[None] = deque()  # one for each that is not answered: any thread may count so
         self._is_ending = False
         self._ended: asyncio.Future[None] | None = None
@@ -211,7 +212,7 @@ class _MidstOfStream:
         """See Midst.take."""
         self._taken.append(None)  # before it is seen whether the stream ends
         stream = self._stream
-        if not self._is_ending and self._midst.take(message, stream.caller, self._turn, 0.0, self, self._outcomes_on):
+        if not self._is_ending and self._midst.take(message, stream.caller, self):
             return True
         self._taken.pop()
         return False

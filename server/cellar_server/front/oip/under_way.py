@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -19,7 +20,12 @@ from cellar_server.sessions.messages import AnswerReply, Call
 
 
 class Asker(Protocol):
-    """Whom the answer to a request goes to. Called where outcomes are."""
+    """Whom the answer to a request goes to. turn: who takes turns with others; deadline_s: on the monotonic clock, 0
+    for none; loop: where it wants its answers; none: on an engine's thread, at once."""
+
+    turn: int
+    deadline_s: float
+    loop: asyncio.AbstractEventLoop | None
 
     def answer(self, response: bytes) -> None: ...
 
