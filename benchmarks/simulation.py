@@ -16,9 +16,8 @@ from pathlib import Path
 
 import numpy as np
 from cellar_server import zoo
-from cellar_server.runtime import ragged
-from cellar_server.scheduler.policy import Cost
-from cellar_server.scheduler.scheduler import Scheduler
+from cellar_server.scheduler.policy import TELL_S, Cost, calls, is_worth_telling, rests_s
+from cellar_server.scheduler.scheduler import LEAST_RUN_S, Scheduler
 from cellar_server.scheduler.work import Work
 
 from benchmarks import network, schedules
@@ -30,6 +29,10 @@ BUCKETS = (8, 16, 32, 64, 128, 330)
 COSTS = Path(__file__).with_name("costs.json")
 # rows, steps -> seconds of a run
 Price = Callable[[int, int], float]
+# seconds from a run's begin -> whether somebody has come by then
+Comes = Callable[[float], bool]
+# rows that a run answers, each with the seconds from its begin
+Answers = list[tuple[int, float]]
 
 
 class Costs:
@@ -67,7 +70,7 @@ class Costs:
 
 
 class Queue:
-    """What waits. `add` rows as they arrive; `run` computes once: the rows that are done, and the seconds it took.
+    """What waits. `add` rows as they arrive; `run` computes once: the rows that are done, and the seconds in all.
 
     books_s: seconds that the server spends on each run beside the runtime.
     """
@@ -85,14 +88,19 @@ class Queue:
     def is_idle(self) -> bool:
         return not self.waiting
 
-    def run(self) -> tuple[list[int], float]:
+    def run(self, comes: Comes) -> tuple[Answers, float]:
+        rows, seconds = self.run_whole()
+        return [(row, seconds) for row in rows], seconds
+
+    def run_whole(self) -> tuple[list[int], float]:
+        """Of a queue that answers all rows of a run at its end."""
         raise NotImplementedError
 
 
 class BatchOfOne(Queue):
     """Each sequence by itself, in order of arrival."""
 
-    def run(self) -> tuple[list[int], float]:
+    def run_whole(self) -> tuple[list[int], float]:
         row = self.waiting.popleft()
         return [row], self.price(1, int(self.lengths[row]))
 
@@ -102,7 +110,7 @@ class Padded(Queue):
 
     max_rows = 64
 
-    def run(self) -> tuple[list[int], float]:
+    def run_whole(self) -> tuple[list[int], float]:
         rows = [self.waiting.popleft() for _ in range(min(self.max_rows, len(self.waiting)))]
         return rows, self.price(len(rows), int(self.lengths[rows].max()))
 
@@ -124,14 +132,15 @@ class Buckets(Queue):
     def is_idle(self) -> bool:
         return not any(self.queues)
 
-    def run(self) -> tuple[list[int], float]:
+    def run_whole(self) -> tuple[list[int], float]:
         queue = min((each for each in self.queues if each), key=lambda each: each[0])
         rows = [queue.popleft() for _ in range(min(self.max_rows, len(queue)))]
         return rows, self.price(len(rows), int(self.lengths[rows].max()))
 
 
 class Cells(Queue):
-    """Cellar's scheduler, which knows of the costs what it learns at a model's load."""
+    """Cellar's scheduler, which knows of the costs what it learns at a model's load. Rows are answered when they leave
+    a run, and few make way for who comes, as in `sessions.runs`."""
 
     # as measured on the native transport with 4 to 28 rows ready
     books_s = 5e-4
@@ -153,18 +162,36 @@ class Cells(Queue):
     def is_idle(self) -> bool:
         return not self.scheduler.has_ready
 
-    def run(self) -> tuple[list[int], float]:
-        work = self.work
-        rows, steps = self.scheduler.next()
+    def run(self, comes: Comes) -> tuple[Answers, float]:
+        work, scheduler = self.work, self.scheduler
+        rows, steps = scheduler.next()
         self.runs += 1
-        work.done[rows] += steps
-        ended = work.done[rows] == work.steps[rows]
-        done = work.row[rows[ended]].tolist()
-        if len(done):
-            work.give_back(rows[ended])
-        if not ended.all():
-            self.scheduler.add(rows[~ended])
-        return done, sum(self.price(n, end - begin) for n, begin, end in ragged.parts(steps))
+        look_s, seconds, told = scheduler.look_s, 0.0, len(rows)
+        answers: Answers = []
+        made = calls(steps, scheduler.cost, look_s)
+        rests = rests_s(made, scheduler.cost)
+        for at, (n, begin, end) in enumerate(made):
+            seconds += self.price(n, end - begin)
+            going = made[at + 1][0] if rests[at] else 0
+            others = going + len(scheduler.ready)
+            is_over = not going or (look_s < np.inf and rests[at] > LEAST_RUN_S and comes(seconds))
+            if is_over or is_worth_telling(told - going, others, rests[at]):
+                left = np.arange(going, told)
+                work.done[rows[left]] += steps[left]
+                ended = work.done[rows[left]] == work.steps[rows[left]]
+                seconds += 0.0 if is_over else TELL_S
+                answers += [(row, seconds) for row in work.row[rows[left[ended]]].tolist()]
+                if ended.any():
+                    work.give_back(rows[left[ended]])
+                if not ended.all():
+                    scheduler.add(rows[left[~ended]])
+                told = going
+            if is_over:
+                work.done[rows[:going]] += end
+                if going:
+                    scheduler.add(rows[:going])
+                break
+        return answers, seconds
 
 
 def simulate(queue: Queue, arrivals: np.ndarray) -> np.ndarray:
@@ -177,9 +204,11 @@ def simulate(queue: Queue, arrivals: np.ndarray) -> np.ndarray:
         while at < n and arrivals[at] <= now:
             queue.add(at)
             at += 1
-        rows, seconds = queue.run()
+        comes_after = float(arrivals[at]) - now if at < n else np.inf
+        answers, seconds = queue.run(lambda after, least=comes_after: after >= least)  # type: ignore[misc]
+        for row, after in answers:
+            ended[row] = now + after + queue.books_s
         now += seconds + queue.books_s
-        ended[rows] = now
     return ended - arrivals
 
 

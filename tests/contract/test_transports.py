@@ -438,7 +438,7 @@ def test_a_sequence_whose_caller_goes_is_dropped(both: list[Running]) -> None:
     with grpc.insecure_channel(server.address) as channel:
         stub = inference_pb2_grpc.InferenceStub(channel)
         futures = [
-            ask_predict(stub, {**call, "values": values, "lengths": [], "all_emissions": None}) for _ in range(8)
+            ask_predict(stub, {**call, "values": values, "lengths": [], "all_emissions": None}) for _ in range(40)
         ]
         until = time.monotonic() + 10
         while not engine.queue_rows and time.monotonic() < until:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from cellar_server.scheduler.policy import MAX_CALLS, Cost, choose, num_fitting
+from cellar_server.scheduler.policy import MAX_CALLS, Cost, calls, choose, num_fitting
 from cellar_server.scheduler.scheduler import BULK_CAUTION, LEAST_RUN_S, Scheduler
 from cellar_server.scheduler.work import Work
 from cellar_server.sessions.messages import PredictRequest
@@ -135,8 +135,11 @@ def add(work: Work, scheduler: Scheduler, lengths: list[int], *, is_bulk: bool =
 
 
 def advance(work: Work, scheduler: Scheduler) -> tuple[np.ndarray, int]:
-    """One run, whose unfinished rows are ready again: its rows, and the most steps of any."""
+    """One run, cut for somebody who comes where that may be, whose unfinished rows are ready again: its rows, and the
+    most steps of any."""
     rows, steps = scheduler.next()
+    if scheduler.look_s < np.inf:
+        steps = np.minimum(steps, calls(steps, COST, scheduler.look_s)[0][2])
     work.done[rows] += steps
     going = rows[work.done[rows] < work.steps[rows]]
     if len(going):

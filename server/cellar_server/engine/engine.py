@@ -90,6 +90,7 @@ class Engine(Figures):
         self._run: Run | None = None  # under way: its rows are answered by `finish`
         self._outcome: Outcome | None = None  # of that run, taken from the inbox
         self._taken: list[Request] = []  # out of the inbox, and not all taken in yet
+        self._looked: list[Request] = []  # out of the lane while a run was under way, before `_taken`
         # the last run was a long one on the short way: its replies may wait until the next has begun
         self._is_behind = False
         # the rows of the lane are taken beside the next run, which others fill
@@ -241,8 +242,8 @@ class Engine(Figures):
                     return
 
     def _begin(self) -> None:
-        """Starts a run where none is under way and rows are ready. A short one is over on return; a long one is
-        computed beside what this thread does next."""
+        """Starts a run where none is under way and rows are ready. A short one is over on return, as is one whose rows
+        are answered when they leave it; another long one is computed beside what this thread does next."""
         sessions = self._sessions
         if self._run is not None or not sessions.has_ready:
             return
@@ -250,11 +251,37 @@ class Engine(Figures):
         if run is None:
             return
         self._run, self._is_behind = run, False
+        if run.under_way is not None:
+            self._advance(run)
+            self._run = None
+            return
         if run.cost_s < OVERLAP_S:
             sessions.runs.finish(run, sessions.runs.compute(run))
             self._run = None
             return
         self._runner.start(lambda: self._inbox.put(Ran(sessions.runs.compute(run))))
+
+    def _advance(self, run: Run) -> None:
+        """Computes a run, answers rows that leave it, and cuts it short for who comes meanwhile."""
+        sessions = self._sessions
+        while sessions.runs.advance(run):
+            sessions.settle()
+            if sessions.has_replies:
+                sessions.persist()
+                self._send(sessions.take_replies())
+            if run.is_worth_cutting and self._has_come():
+                sessions.runs.cut(run)
+                return
+
+    def _has_come(self) -> bool:
+        """Something came while this thread computed."""
+        self._looked += self._inbox.lane.take()
+        return bool(self._looked) or not self._inbox.is_empty
+
+    def _take_rows(self) -> list[Request]:
+        """The rows of the lane, those first that were seen before."""
+        looked, self._looked = self._looked, []
+        return [*looked, *self._inbox.lane.take()]
 
     def _compute(self, run: Run) -> Outcome:
         """What a run on the short way gives. What is left to do for the one before is done beside it where it is long,
@@ -299,12 +326,12 @@ class Engine(Figures):
         requests: list[Request] = []
         if self._run is not None:
             leaves_rows, self._leaves_rows = self._leaves_rows, False
-            if leaves_rows and self._sessions.has_ready and (rows := inbox.lane.take()):
+            if leaves_rows and self._sessions.has_ready and (rows := self._take_rows()):
                 return [*rows]
             while self._outcome is None:
                 has_waited, before = inbox.wait(None), len(requests)
                 if self._drain(requests, is_waiting=True):
-                    rows = inbox.lane.take()
+                    rows = self._take_rows()
                     if not rows:
                         self._count_wait(has_waited, is_vain=False)
                         return requests
@@ -319,18 +346,18 @@ class Engine(Figures):
             # that can wait as long as there is something else to do
             if self._is_behind or sessions.is_unsettled or sessions.has_rest:
                 self._drain(requests)
-                rows = inbox.lane.take()
+                rows = self._take_rows()
                 if not rows and not sessions.has_rest:
                     self._tell()
                 if requests or rows or sessions.has_rest:
                     return [*rows, *requests]
                 sessions.settle_late()
-            has_waited = not sessions.has_ready and inbox.wait(self._patience_s())
+            has_waited = not (sessions.has_ready or self._looked) and inbox.wait(self._patience_s())
             self._drain(requests)
-            requests[:0] = inbox.lane.take()
+            requests[:0] = self._take_rows()
             self._count_wait(has_waited, is_vain=not requests)
             return requests
-        return [*inbox.lane.take(), *requests]
+        return [*self._take_rows(), *requests]
 
     def _count_wait(self, has_waited: bool, *, is_vain: bool) -> None:
         counts = self._core.counts
@@ -391,6 +418,9 @@ class Engine(Figures):
     def _refuse_inbox(self) -> None:
         """Answers what came after the thread's end."""
         error = self._dead or CellarError(Reason.SHUTTING_DOWN, "the server is stopping", retry_after_ms=1000)
+        looked, self._looked = self._looked, []
+        for request in looked:
+            self._refuse(request, error)
         try:
             while True:
                 self._refuse(self._inbox.pop(), error)

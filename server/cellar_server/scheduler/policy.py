@@ -9,11 +9,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import ClassVar
 
 import numpy as np
 
 from cellar_server.runtime.base import Runtime
+from cellar_server.runtime.ragged import Part, parts
 
 # Steps that each row of a run is to have before more rows are taken: few rows compute as much a second as many, end
 # sooner, and are put into runs and taken out of them fewer times.
@@ -24,6 +26,11 @@ BESIDE_PART = 0.05
 MAX_CALLS = 8
 # Beside the first two calls, as many as cost no more than this part of the steps.
 CALLS_PART = 0.2
+# Seconds that it takes to give rows their outcome apart from the others of their run, as measured.
+TELL_S = 1.5e-4
+# They are told where that spares them so many times what it costs all others: under load those who are yet to come pay
+# for it too.
+TELL_GAIN = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +126,32 @@ def choose(
         leaving = steps[np.linspace(n - 1, 0, calls).astype(np.int64)]
         steps = leaving[leaving.searchsorted(steps, side="right") - 1]
     return places, steps
+
+
+def calls(steps: np.ndarray, cost: Cost, look_s: float) -> list[Part]:
+    """The calls of a run of rows that have so many steps each, the most first [batch]: none longer than look_s, where
+    it has more than a step."""
+    made = list(parts(steps))
+    if look_s == np.inf:
+        return made
+    cut: list[Part] = []
+    for rows, begin, end in made:
+        edges = [*range(begin, end, cost.max_steps(rows, look_s)), end]
+        cut += [(rows, first, last) for first, last in pairwise(edges)]
+    return cut
+
+
+def rests_s(made: list[Part], cost: Cost) -> list[float]:
+    """Expected seconds of what comes after each call of a run."""
+    rests = [0.0]
+    for rows, begin, end in made[:0:-1]:
+        rests.append(rests[-1] + float(cost(rows, end - begin)))
+    return rests[::-1]
+
+
+def is_worth_telling(num_left: int, num_others: int, rest_s: float, tell_s: float = TELL_S) -> bool:
+    """Rows that have left a run wait much longer for its end, taken together, than all others for their being told."""
+    return num_left * rest_s > TELL_GAIN * num_others * tell_s
 
 
 def _deepest(ascending: np.ndarray, cost: Cost, seconds: float) -> int:

@@ -106,6 +106,11 @@ class Pressure:
             self._q = _MEMORY * self._q + most
         self._begun = (now, steps, q) if goes_on else None
 
+    def cut(self, steps: int, q: int) -> None:
+        """The run that began last was cut: it was of so many steps of all rows, q of each at most."""
+        if self._begun is not None:
+            self._begun = (self._begun[0], steps, q)
+
     def wait_s(self, caller: int, deadline: float, now: float, steps: int = 1, before: int = 0) -> float:
         """Seconds until a caller's next row, of so many steps, would be over; before: rows like it that come ahead of
         it and are not ready yet. 0 where one run takes all."""

@@ -11,13 +11,13 @@ from cellar_server.scheduler.work import Kind, Work
 
 # A bulk row that was ready during this many runs is taken like an interactive one.
 BULK_PATIENCE = 8
-# A run may take this share of what all ready rows would take: little waits, little is gained by long runs.
+# While few rows run, it is looked around for others after this share of what all ready rows would take.
 SHARE = 1 / 4
-# Least seconds of a run that is cut so.
+# After this many seconds at the earliest; what is left of a run when somebody came is not cut off where it is less.
 LEAST_RUN_S = 2e-3
-# Ready rows from which runs are long whatever waits: to cut so many costs more than it spares a newcomer.
+# Ready rows from which runs are long whoever comes: to cut so many costs more than it spares a newcomer.
 MANY_ROWS = 12
-# So many runs after an interactive row was taken, bulk rows are run in short runs: another one is likely to come.
+# So many runs after an interactive row was taken, bulk rows make way as few rows do: another one is likely to come.
 BULK_CAUTION = 64
 
 
@@ -44,6 +44,8 @@ class Scheduler:
         self.is_exact = is_exact
         self.is_priming = is_priming  # rows may be of the prime graph: a run is of one graph
         self._prime_is_next = True
+        # of the run taken last: seconds after which somebody who came meanwhile is let in, inf for none
+        self.look_s = np.inf
         self._ready = np.zeros(0, np.int64)
         self._turns = Turns(work)
         self._caution = 0
@@ -118,7 +120,11 @@ class Scheduler:
         is_bulk = work.is_bulk[ready] if work.num_limited else None
         if is_bulk is not None and not is_bulk.any():
             is_bulk = None
-        max_rows, budget_s = self.max_rows, self._budget(remaining, is_bulk)
+        max_rows, budget_s = self.max_rows, self.budget_s
+        look_s = self._look(remaining, is_bulk)
+        if self.is_priming and work.kind[ready[0]] == Kind.PRIMING:
+            budget_s, look_s = min(budget_s, look_s), np.inf  # a run of the prime graph is not cut
+        self.look_s = np.inf if self.is_exact or look_s >= budget_s else look_s
         takes_turns = num_fitting(remaining, self.cost, max_rows=max_rows, budget_s=budget_s) < len(ready)
         if takes_turns or is_bulk is not None:
             ready = self._ordered(ready, takes_turns=takes_turns, has_bulk=is_bulk is not None)
@@ -153,15 +159,15 @@ class Scheduler:
             return self._turns.order(ready, behind)
         return ready if behind is None else np.concatenate([ready[~behind], ready[behind]])
 
-    def _budget(self, remaining: np.ndarray, is_bulk: np.ndarray | None) -> float:
-        """Seconds that the next run should take at most: with what waits, because long runs compute more a second and
-        short ones answer sooner. Bulk rows count for nothing in this where interactive ones are, or lately were."""
+    def _look(self, remaining: np.ndarray, is_bulk: np.ndarray | None) -> float:
+        """Seconds after which the next run should make way for who came meanwhile: with what waits, because long runs
+        compute more a second and short ones answer sooner. Bulk rows count for nothing in this where interactive ones
+        are, or lately were."""
         if is_bulk is not None:
             remaining = remaining[~is_bulk]
             if not len(remaining) and not self._caution:
-                return self.budget_s
+                return np.inf
             self._caution = max(0, self._caution - 1)
         if len(remaining) >= MANY_ROWS:
-            return self.budget_s
-        waiting_s = self.cost.per_cell * float(remaining.sum())
-        return min(self.budget_s, max(LEAST_RUN_S, SHARE * waiting_s))
+            return np.inf
+        return max(LEAST_RUN_S, SHARE * self.cost.per_cell * float(remaining.sum()))

@@ -157,6 +157,11 @@ class Predicts:
         self.core.counts.refuse(error.reason, len(places))
         self._answer_error(rows.to, rows.call[places], error, ends_calls=True)
 
+    def refuse_rows(self, rows: PredictRows, error: CellarError) -> None:
+        """Answers sequences that failed with their error."""
+        self.core.counts.refuse(error.reason, len(rows.call))
+        self._answer_error(rows.to, rows.call, error, ends_calls=False)
+
     def _answer_error(self, to: Any, calls: np.ndarray, error: CellarError, *, ends_calls: bool) -> None:
         nothing = np.zeros(len(calls), np.int64)
         shape, version = self.core.output_shape, np.full(len(calls), self.core.model.manifest.version)

@@ -13,6 +13,8 @@ from cellar_proto.v1.reason_pb2 import Reason
 
 from cellar_server.errors import CellarError
 from cellar_server.runtime import ragged
+from cellar_server.scheduler.policy import TELL_S, calls, is_worth_telling, rests_s
+from cellar_server.scheduler.scheduler import LEAST_RUN_S
 from cellar_server.scheduler.work import Kind
 from cellar_server.sessions.core import LATE, Core, new_error_id
 from cellar_server.sessions.frames import Frames
@@ -28,12 +30,17 @@ log = logging.getLogger("cellar_server.sessions")
 
 # A run of fewer seconds is computed on the engine's own thread: to hand it over takes a tenth of that.
 OVERLAP_S = 1.5e-3
+# As TELL_S, with a store that keeps each step before its answer.
+STORED_TELL_S = 1e-3
 
 
 @dataclass(slots=True)
 class Run:
     """rows: of work [batch]; steps: of each, the most first, int64 [batch]; x: [batch, time, ...]; state: float32
-    [batch, S]; cost_s: expected; calls: of the runtime, rows, steps and seconds of each."""
+    [batch, S]; cost_s: expected; calls: of the runtime, not yet counted, rows, steps and seconds of each.
+
+    under_way: where rows may be given their outcome, or the run be cut, before it is over; then rows and steps are
+    those that wait for theirs."""
 
     rows: np.ndarray
     steps: np.ndarray
@@ -43,6 +50,20 @@ class Run:
     calls: list[tuple[int, int, float]] = field(default_factory=list)
     is_prime: bool = False  # of the prime graph, which has no y
     timed: Sequence[Timing] = ()  # of its rows' requests that somebody traces
+    under_way: ragged.Ragged | None = None
+    look_s: float = np.inf  # as in Scheduler
+    rests_s: Sequence[float] = ()  # expected of what comes after each call
+
+    @property
+    def rest_s(self) -> float:
+        """Expected seconds of what is left."""
+        assert self.under_way is not None
+        return self.rests_s[self.under_way.at - 1]
+
+    @property
+    def is_worth_cutting(self) -> bool:
+        """What is left takes so long that somebody who came meanwhile should not wait for it."""
+        return self.look_s < np.inf and self.rest_s > LEAST_RUN_S
 
 
 # y: float32 [batch, time, ...] and the states after them float32 [batch, S], or what went wrong
@@ -81,9 +102,27 @@ class Runs:
         core.counts.queue.add_all(waited)
         run = Run(rows, steps, x, state, core.scheduler.cost.of_ragged(steps))
         run.is_prime = bool(work.kind[rows[0]] == Kind.PRIMING)
+        if not run.is_prime:
+            self._watch(run)
         if core.timings:
             run.timed = self._begin_timed(rows, now)
         return run
+
+    def _watch(self, run: Run) -> None:
+        """Makes a run of several calls one whose rows may have their outcome before it is over. It is no long one of
+        many chunks, which is computed beside the frames that come meanwhile, nor one that others wait behind: there
+        what is left to do for the run before is done beside it."""
+        core, cost = self.core, self.core.scheduler.cost
+        look_s = core.scheduler.look_s
+        if run.steps[0] == run.steps[-1] and (look_s == np.inf or run.cost_s <= look_s):
+            return
+        is_beside = core.scheduler.has_ready or (core.work.kind[run.rows] == Kind.CHUNK).any()
+        if run.cost_s >= OVERLAP_S and look_s == np.inf and is_beside:
+            return
+        to_make = calls(run.steps, cost, look_s)
+        if len(to_make) > 1:
+            run.under_way = ragged.Ragged(run.x, run.state, to_make)
+            run.look_s, run.rests_s = look_s, rests_s(to_make, cost)
 
     def _begin_timed(self, rows: np.ndarray, now: float) -> list[Timing]:
         work = self.core.work
@@ -97,28 +136,75 @@ class Runs:
 
     def compute(self, run: Run) -> Outcome:
         """What a run gives; any thread may compute it."""
-        clock, runtime = self.core.clock, self.core.model.runtime
-
-        def timed(graph: Callable[..., T], x: np.ndarray, state: np.ndarray) -> T:
-            begun = clock()
-            computed = graph(x, state)
-            run.calls.append((len(x), x.shape[1], clock() - begun))
-            return computed
-
+        runtime = self.core.model.runtime
         try:
             if run.is_prime:
-                return run.x[:, :0], ragged.prime(partial(timed, runtime.prime), run.x, run.state, run.steps)
-            return ragged.step(partial(timed, runtime.step), run.x, run.state, run.steps)
+                return run.x[:, :0], ragged.prime(partial(self._call, run, runtime.prime), run.x, run.state, run.steps)
+            return ragged.step(partial(self._call, run, runtime.step), run.x, run.state, run.steps)
         except Exception:
             return self.fault("a run failed", Reason.RUN_FAILED)
+
+    def _call(self, run: Run, graph: Callable[..., T], x: np.ndarray, state: np.ndarray) -> T:
+        """What a graph gives, timed."""
+        begun = self.core.clock()
+        computed = graph(x, state)
+        run.calls.append((len(x), x.shape[1], self.core.clock() - begun))
+        return computed
+
+    def advance(self, run: Run) -> bool:
+        """Computes a run that is under way until rows that have left it are worth an answer of their own, which they
+        have then, or it is time to look around; else to its end, with the outcome of all. Whether it goes on."""
+        under_way = run.under_way
+        assert under_way is not None
+        step = partial(self._call, run, self.core.model.runtime.step)
+        while True:
+            try:
+                under_way.advance(step)
+            except Exception:
+                self.finish(run, self.fault("a run failed", Reason.RUN_FAILED))
+                return False
+            if under_way.is_over:
+                break
+            if has_told := self._is_worth_telling(run):
+                self._give_left(run)
+            if has_told or run.is_worth_cutting:
+                return True
+        n = len(run.rows)
+        self.finish(run, (under_way.y[:n], under_way.state[:n]))
+        return False
+
+    def _is_worth_telling(self, run: Run) -> bool:
+        """Those that have left it are worth an answer of their own."""
+        assert run.under_way is not None
+        going = run.under_way.num_going
+        durability = self.core.durability
+        tell_s = STORED_TELL_S if durability.is_on and not durability.is_behind else TELL_S
+        others = going + len(self.core.scheduler.ready)
+        return is_worth_telling(len(run.rows) - going, others, run.rest_s, tell_s)
+
+    def _give_left(self, run: Run) -> None:
+        """Gives rows that have left a run their outcome."""
+        under_way = run.under_way
+        assert under_way is not None
+        self._end_timed(run)
+        self.count(run)
+        going, n = under_way.num_going, len(run.rows)
+        self._scatter(run.rows[going:], run.steps[going:], under_way.y[going:n], under_way.state[going:n])
+        run.rows, run.steps = run.rows[:going], run.steps[:going]
+
+    def cut(self, run: Run) -> None:
+        """Ends a run that is under way: rows that have steps left are ready again."""
+        under_way, n = run.under_way, len(run.rows)
+        assert under_way is not None
+        run.steps = np.minimum(run.steps, under_way.num_done)
+        calls_made = under_way.calls[: under_way.at]
+        self.core.pressure.cut(sum(rows * (end - begin) for rows, begin, end in calls_made), under_way.num_done)
+        self.finish(run, (under_way.y[:n], under_way.state[:n]))
 
     def finish(self, run: Run, outcome: Outcome) -> None:
         """Gives a run's outcome to its rows."""
         core = self.core
-        if run.timed:
-            now = core.clock()
-            for timing in run.timed:
-                timing.ended_s = now
+        self._end_timed(run)
         self.count(run)
         if isinstance(outcome, CellarError):
             self.fail(run.rows, outcome, core.clock())
@@ -129,13 +215,19 @@ class Runs:
             return
         self._scatter(run.rows, run.steps, y, state)
 
+    def _end_timed(self, run: Run) -> None:
+        if run.timed:
+            now = self.core.clock()
+            for timing in run.timed:
+                timing.ended_s = now
+
     def count(self, run: Run) -> None:
-        """Each call of a run that went well."""
-        counts = self.core.counts
+        """Each call of a run that went well, once."""
+        counts, run.calls, made = self.core.counts, [], run.calls
         if run.is_prime:
-            counts.prime_runs += len(run.calls)
+            counts.prime_runs += len(made)
             return
-        for n, steps, took_s in run.calls:
+        for n, steps, took_s in made:
             counts.runs += 1
             counts.run.add(took_s)
             counts.rows += n

@@ -24,6 +24,7 @@ from cellar_server.sessions.express import Express
 from cellar_server.sessions.frames import Frames
 from cellar_server.sessions.generations import Generations
 from cellar_server.sessions.intake import Intake
+from cellar_server.sessions.lone_sequences import LoneSequences
 from cellar_server.sessions.messages import (
     UNARY_STREAM,
     Call,
@@ -103,6 +104,7 @@ class Sessions(Verbs):
         self.predicts = Predicts(core)
         self.runs = Runs(core, frames, self.predicts, generations)
         self.express = Express(core, frames, self.runs)
+        self.lone = LoneSequences(core, self.predicts, self.runs)
         self.rows = RowsIn(core, frames, self.express, self._chunk_slot)
         # of the requests that `admit` is taking in: those before it are in, or answered
         self.num_admitted = 0
@@ -170,7 +172,8 @@ class Sessions(Verbs):
             elif kind is PredictRequest:
                 self.predicts.admit(batch, now)  # type: ignore[arg-type]
             elif kind is PredictRows:
-                self.predicts.admit_rows(batch, now)  # type: ignore[arg-type]
+                if not self.lone.run(batch, now):  # type: ignore[arg-type]
+                    self.predicts.admit_rows(batch, now)  # type: ignore[arg-type]
             elif kind is StepRequest:
                 self._admit_steps(batch, now)  # type: ignore[arg-type]
             elif kind is GenerateRequest:
@@ -297,7 +300,10 @@ class Sessions(Verbs):
     def run(self) -> None:
         """One whole run. Something must be ready."""
         run = self.runs.begin()
-        if run is not None:
+        if run is not None and run.under_way is not None:
+            while self.runs.advance(run):
+                self.settle()
+        elif run is not None:
             self.runs.finish(run, self.runs.compute(run))
         self.settle()
 
@@ -305,6 +311,7 @@ class Sessions(Verbs):
         """Ends everything that waits: the engine stops."""
         self.settle()
         self.express.fail(error)
+        self.lone.fail(error)
         scheduler = self.core.scheduler
         rows = np.concatenate([scheduler.ready, self.generations.rows.parked()])
         scheduler.remove(rows)
