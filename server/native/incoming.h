@@ -82,6 +82,23 @@ struct Source {
   size_t place = 0;
 };
 
+// Stays awake for what is about to come; of one thread.
+class Watch {
+ public:
+  // Until it has come, at most for so long; others go first. Where one of them kept the core, it is not done for a
+  // while: who sleeps gets the core from such a one, who yields does not.
+  template <typename HasCome>
+  void keep(double most_s, HasCome has_come) {
+    if (num_asleep_ > 0 && num_asleep_--) return;
+    const double until = now_s() + most_s;
+    while (!has_come() && now_s() < until) std::this_thread::yield();
+    if (now_s() > until + kAwake) num_asleep_ = kAsleep;
+  }
+
+ private:
+  int num_asleep_ = 0;  // of the next times
+};
+
 // Wakes a thread that waits for more than one thing.
 class Bell {
  public:
@@ -94,32 +111,26 @@ class Bell {
   // Until it is rung, or was since the last time; at most for so long (negative: for good, which is thirty years). On
   // one thread. stays_awake: something is about to come, it does not sleep at once.
   void wait(double timeout_s, bool stays_awake) {
-    if (stays_awake) stay_awake(timeout_s < 0 ? kAwake : std::min(timeout_s, kAwake));
+    if (stays_awake) {
+      watch_.keep(timeout_s < 0 ? kAwake : std::min(timeout_s, kAwake), [this] { return is_rung_.load(); });
+    }
     std::unique_lock guard(lock_);
     rung_.wait_for(guard, Seconds(timeout_s < 0 ? 1e9 : timeout_s), [this] { return is_rung_.load(); });
     is_rung_ = false;
   }
 
  private:
-  // Until it is rung, at most for so long; others go first. Where one of them kept the core, it is not done for a while:
-  // who sleeps gets the core from such a one, who yields does not.
-  void stay_awake(double most_s) {
-    if (num_asleep_ > 0 && num_asleep_--) return;
-    const double until = now_s() + most_s;
-    while (!is_rung_ && now_s() < until) std::this_thread::yield();
-    if (now_s() > until + kAwake) num_asleep_ = kAsleep;
-  }
-
   std::mutex lock_;
   std::condition_variable rung_;
   std::atomic<bool> is_rung_ = false;
-  int num_asleep_ = 0;  // of the next waits
+  Watch watch_;
 };
 
 // Events for one thread, rows for whoever takes those of a lane. Any thread may call what is here. Its lock is a leaf.
 class Incoming {
  public:
   std::atomic<uint64_t> num_messages{0}, num_rows{0};
+  std::atomic<bool> is_lone{false};  // the row that was taken last
 
   void post(Event event) {
     std::lock_guard guard(lock_);
@@ -166,6 +177,7 @@ class Incoming {
     Lane& lane = lanes_[number];
     taken.swap(lane.rows);
     ++lane.batch;
+    if (!taken.empty()) is_lone = taken.size() == 1 && taken[0].numbers.size() == 1;
     return taken;
   }
 

@@ -33,10 +33,10 @@ def build(folder: Path, *flags: str) -> Path:
     return folder
 
 
-def stress(folder: Path, calls: int, seed: int, timeout_s: float) -> dict[str, float]:
+def stress(folder: Path, calls: int, seed: int, timeout_s: float, callers: int = 4) -> dict[str, float]:
     options = f"ignore_noninstrumented_modules=1 suppressions={SOURCE / 'tsan.supp'}"
     ran = subprocess.run(
-        [str(folder / "stress"), str(calls), "4", str(seed)],
+        [str(folder / "stress"), str(calls), str(callers), str(seed)],
         capture_output=True,
         text=True,
         timeout=timeout_s,
@@ -52,10 +52,12 @@ def stress(folder: Path, calls: int, seed: int, timeout_s: float) -> dict[str, f
 @pytest.mark.parametrize("sanitizer", ["address,undefined", "thread"])
 def test_calls_cut_at_random_points_under_sanitizers(tmp_path: Path, sanitizer: str) -> None:
     folder = build(tmp_path, f"-DSANITIZE={sanitizer}", "-DCMAKE_BUILD_TYPE=RelWithDebInfo")
-    for seed in (1, 2):
-        said = stress(folder, 10_000 if sanitizer != "thread" else 3000, seed, 280)
+    most = 10_000 if sanitizer != "thread" else 3000
+    # a caller alone too: the poller, which stays awake for it, sends its answers
+    for seed, callers, calls in ((1, 4, most), (2, 4, most), (3, 1, most // 3)):
+        said = stress(folder, calls, seed, 280, callers)
         assert said["wrong"] == said["live"] == 0
-        assert said["rows"] > 1000
+        assert said["rows"] > calls // 3
 
 
 @pytest.mark.timeout(1200)
