@@ -130,7 +130,7 @@ class Bell {
 class Incoming {
  public:
   std::atomic<uint64_t> num_messages{0}, num_rows{0};
-  std::atomic<bool> is_lone{false};  // the row that was taken last
+  std::atomic<bool> is_lone{false};  // what a bell's owner took last was one row
 
   void post(Event event) {
     std::lock_guard guard(lock_);
@@ -177,7 +177,7 @@ class Incoming {
     Lane& lane = lanes_[number];
     taken.swap(lane.rows);
     ++lane.batch;
-    if (!taken.empty()) is_lone = taken.size() == 1 && taken[0].numbers.size() == 1;
+    if (lane.bell && !taken.empty()) is_lone = taken.size() == 1 && taken[0].numbers.size() == 1;
     return taken;
   }
 
