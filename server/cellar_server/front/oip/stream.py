@@ -121,6 +121,8 @@ class InferStream:
                 await asyncio.sleep(0)  # it takes its turn before the next request is looked at
             if tasks:
                 await asyncio.gather(*tasks)
+            if self._midst is not None:
+                await self._midst.ended()
         finally:
             for task in tasks:
                 task.cancel()
@@ -237,7 +239,9 @@ class _MidstOfStream:
             self._ended.set_result(None)
 
     async def ended(self) -> None:
-        """Until all that was taken is answered."""
-        self._ended = self._loop.create_future()
+        """Takes nothing any more; returns when all that was taken is answered."""
+        self._is_ending = True
+        if self._ended is None:
+            self._ended = self._loop.create_future()
         self._tell()
-        await self._ended
+        await asyncio.shield(self._ended)
