@@ -60,8 +60,11 @@ class Line:
 
 
 def _revision() -> str:
-    told = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True)
-    return f", revision {told.stdout.strip()}" if told.returncode == 0 else ""
+    """Where something else than the page differs from the revision, it says so."""
+    told = subprocess.run(["git", "describe", "--always"], cwd=ROOT, capture_output=True, text=True)
+    changed = ["git", "status", "--porcelain", "--untracked-files=no", "--", ".", ":!benchmarks/RESULTS.md"]
+    mark = "-dirty" if subprocess.run(changed, cwd=ROOT, capture_output=True, text=True).stdout else ""
+    return f", revision {told.stdout.strip()}{mark}" if told.returncode == 0 else ""
 
 
 def _generator() -> str:
