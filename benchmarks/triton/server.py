@@ -145,10 +145,11 @@ class Triton:
         )
 
     def _stop(self) -> None:
-        self._open.close()
-        # a server that died leaves its interpreters and their memory
+        self.served.terminate()
+        # a server that died leaves its interpreters, which keep its log open, and their memory
         with suppress(ProcessLookupError):
             os.killpg(self.served.process.pid, signal.SIGKILL)
+        self._open.close()
         for left in Path("/dev/shm").glob(f"{self.shared}*"):
             left.unlink(missing_ok=True)
 

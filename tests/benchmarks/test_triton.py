@@ -21,7 +21,8 @@ START, END = 1, 2
 
 # says what tritonserver says, and waits for its end
 TRITONSERVER = """#!/usr/bin/env python3
-import signal, sys
+import signal, subprocess, sys
+subprocess.Popen(["sleep", "120"])  # an interpreter of the backend, which outlives a death
 port = next(word.partition("=")[2] for word in sys.argv if word.startswith("--grpc-port="))
 print(f'"Started GRPCInferenceService at 127.0.0.1:{port}"', file=sys.stderr, flush=True)
 signal.pause()
