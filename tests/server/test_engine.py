@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -100,14 +99,6 @@ class Desk:
 @pytest.fixture(params=[QUICK, SLOW], ids=["own thread", "runner"])
 def cost(request: pytest.FixtureRequest) -> Cost:
     return request.param
-
-
-@pytest.fixture
-def desks() -> Iterator[list[Desk]]:
-    made: list[Desk] = []
-    yield made
-    for desk in made:
-        desk.engine.stop(1)
 
 
 def test_sixty_sessions_and_twenty_steps_come_out_as_sums(desks: list[Desk], cost: Cost) -> None:

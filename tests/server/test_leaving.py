@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -26,14 +26,6 @@ from tests.server.test_overlap import Hooked
 DEAR, LESS = Cost(1e-5, 1e-9, 1e-3), Cost(1e-5, 1e-9, 2.5e-4)
 # no run is long enough for anything
 CHEAP = Cost(1e-9, 1e-9, 1e-9)
-
-
-@pytest.fixture
-def desks() -> Iterator[list[Desk]]:
-    made: list[Desk] = []
-    yield made
-    for desk in made:
-        desk.engine.stop(1)
 
 
 def sequence(to: str, length: int) -> PredictRequest:

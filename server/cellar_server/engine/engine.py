@@ -266,9 +266,7 @@ class Engine(Figures):
         sessions = self._sessions
         while sessions.runs.advance(run):
             sessions.settle()
-            if sessions.has_replies:
-                sessions.persist()
-                self._send(sessions.take_replies())
+            self._tell()
             if run.is_worth_cutting and self._has_come():
                 sessions.runs.cut(run)
                 return
