@@ -12,7 +12,7 @@ from cellar_proto.v1.reason_pb2 import Reason
 from cellar_server.errors import CellarError
 from cellar_server.sessions.digest import digest_of, digests
 from cellar_server.sessions.messages import Rows, RowsRefused, RowsReply
-from cellar_server.sessions.runs import OVERLAP_S
+from cellar_server.sessions.run import OVERLAP_S
 
 from tests.fakes.bench import Bench
 from tests.fakes.runtime import CounterRuntime, counter_model

@@ -30,7 +30,7 @@ from cellar_server.sessions.messages import (
     RowsBack,
     RowsRefused,
 )
-from cellar_server.sessions.runs import OVERLAP_S, Outcome, Run
+from cellar_server.sessions.run import OVERLAP_S, Outcome, Run
 from cellar_server.sessions.sessions import Sessions
 from cellar_server.store.base import Store
 from cellar_server.zoo import Model

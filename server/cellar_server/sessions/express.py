@@ -11,7 +11,8 @@ from cellar_server.errors import CellarError
 from cellar_server.sessions.core import Core
 from cellar_server.sessions.frames import Frames
 from cellar_server.sessions.messages import UNARY_STREAM, Rows, RowsReply
-from cellar_server.sessions.runs import OVERLAP_S, Outcome, Run, Runs
+from cellar_server.sessions.run import OVERLAP_S, Outcome, Run
+from cellar_server.sessions.runs import Runs
 from cellar_server.sessions.selection import halves
 from cellar_server.sessions.table import span
 from cellar_server.sessions.timing import Timing

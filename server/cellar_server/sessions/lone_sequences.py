@@ -9,7 +9,8 @@ from cellar_server.errors import CellarError
 from cellar_server.sessions.core import Core
 from cellar_server.sessions.messages import PredictRows, RowsReply
 from cellar_server.sessions.predicts import Predicts
-from cellar_server.sessions.runs import OVERLAP_S, Run, Runs
+from cellar_server.sessions.run import OVERLAP_S, Run
+from cellar_server.sessions.runs import Runs
 
 # Of a sequence that is short whatever a step may cost; of longer ones the books of the queue are the smaller part.
 MAX_STEPS = 1024
